@@ -1,0 +1,46 @@
+# Two commands set up everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Everything but the peers that benchmarks compare with.
+EXTRAS := cpu,serve,report,scale,hub,export,heif,test
+
+.PHONY: demo test lint setup bench bench-training bench-loader bench-slow clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+demo: setup
+	$(BIN)/resnext demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest -m 'not slow'
+
+# Long measurements; each prints a table. RESNEXT_CIFAR10 names an unpacked CIFAR-10 or the zip of it.
+bench: bench-training bench-loader bench-slow
+
+$(VENV)/.bench: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),bench]'
+	touch $@
+
+bench-training: $(VENV)/.bench
+	$(BIN)/python benchmarks/training.py
+
+bench-loader: $(VENV)/.bench
+	$(BIN)/python benchmarks/loader.py
+
+bench-slow: setup
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,65 @@
+"""Train image classifiers, show why they work, and run them at the speed of the machine.
+
+The public face. Everything is loaded when it is first used, so that `import resnext` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resnext.bundle import Bundle as Bundle
+    from resnext.catalog import create as create
+    from resnext.catalog import names as list_networks
+    from resnext.complexity import describe as describe
+    from resnext.errors import ImageError as ImageError
+    from resnext.errors import UserError as UserError
+    from resnext.inference.classifier import Classifier as Classifier
+    from resnext.inference.classifier import Prediction as Prediction
+    from resnext.inference.evaluation import evaluate as evaluate
+    from resnext.inference.files import load as load
+    from resnext.training.run import train as train
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "Bundle": ("resnext.bundle", "Bundle"),
+    "Classifier": ("resnext.inference.classifier", "Classifier"),
+    "ImageError": ("resnext.errors", "ImageError"),
+    "Prediction": ("resnext.inference.classifier", "Prediction"),
+    "UserError": ("resnext.errors", "UserError"),
+    "create": ("resnext.catalog", "create"),
+    "describe": ("resnext.complexity", "describe"),
+    "evaluate": ("resnext.inference.evaluation", "evaluate"),
+    "list_networks": ("resnext.catalog", "names"),
+    "load": ("resnext.inference.files", "load"),
+    "train": ("resnext.training.run", "train"),
+}
+
+__all__ = [
+    "Bundle",
+    "Classifier",
+    "ImageError",
+    "Prediction",
+    "UserError",
+    "create",
+    "describe",
+    "evaluate",
+    "list_networks",
+    "load",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'resnext' has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

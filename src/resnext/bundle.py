@@ -1,0 +1,248 @@
+"""The bundle: a directory that holds a trained classifier and everything needed to use it. No pickle.
+
+`bundle.json` names the network, its classes in order, the preprocessing, recipe, results, software, machine and
+the SHA-256 of every other file; `model.safetensors` holds the weights; `golden.safetensors` a few validation
+images with their logits, so that another machine can check itself; `README.md` is the model card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resnext import catalog, durable, machine
+from resnext.data.preprocessing import Preprocessing
+from resnext.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA = 1
+DESCRIPTION = "bundle.json"
+WEIGHTS = "model.safetensors"
+GOLDEN = "golden.safetensors"
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a classifier is, apart from its weights."""
+
+    network: str
+    options: dict[str, Any]
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    recipe: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    licence: str = "The weights are yours: they were trained here from random initial values."
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose description was read and found consistent.
+
+    `identity` is the hash of what decides the answers: weights, network, classes and preprocessing.
+    """
+
+    path: Path
+    contents: Contents
+    identity: str
+    files: dict[str, str]
+    software: dict[str, str]
+    machine: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open a bundle, or the bundle of a run.
+
+        Raises UserError where there is none, its description is damaged, or it was altered.
+        """
+        place = find(Path(path))
+        try:
+            raw = json.loads((place / DESCRIPTION).read_text(encoding="utf-8"))
+            schema = raw["schema"]
+            if schema != SCHEMA:
+                raise UserError(
+                    f"{place} has bundle schema {schema}; this resnext reads schema {SCHEMA}. Update resnext."
+                )
+            contents = Contents(
+                network=raw["network"]["name"],
+                options=raw["network"]["options"],
+                classes=tuple(raw["classes"]),
+                preprocessing=Preprocessing.from_dict(raw["preprocessing"]),
+                recipe=raw["recipe"],
+                results=raw["results"],
+                licence=raw["licence"],
+            )
+            opened = cls(place, contents, raw["identity"], raw["files"], raw["software"], raw["machine"])
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{place / DESCRIPTION} is damaged ({error!r}). Restore the bundle from where it was made."
+            ) from error
+        if opened.identity != identity_of(contents, opened.files.get(WEIGHTS, "")):
+            raise UserError(
+                f"{place / DESCRIPTION} was altered: its identity does not match its contents. "
+                "Restore the bundle from where it was made."
+            )
+        return opened
+
+    def read(self, name: str) -> dict[str, np.ndarray]:
+        """Read a safetensors file of the bundle; raises UserError where its hash does not match."""
+        from safetensors.numpy import load
+
+        try:
+            data = (self.path / name).read_bytes()
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path / name} is missing. Restore the bundle from where it was made.") from error
+        if hashlib.sha256(data).hexdigest() != self.files.get(name):
+            raise UserError(
+                f"{self.path / name} does not match the hash in {DESCRIPTION}: it is damaged or was replaced. "
+                "Restore the bundle from where it was made."
+            )
+        tensors: dict[str, np.ndarray] = load(data)
+        return tensors
+
+    def build(self) -> torch.nn.Module:
+        """Build the network with its trained weights, in evaluation mode on the CPU."""
+        import torch
+
+        contents = self.contents
+        with torch.device("meta"):
+            network = catalog.create(
+                contents.network,
+                num_classes=len(contents.classes),
+                in_channels=contents.preprocessing.channels,
+                **contents.options,
+            )
+        weights = {name: torch.from_numpy(value) for name, value in self.read(WEIGHTS).items()}
+        try:
+            network.load_state_dict(weights, strict=True, assign=True)
+        except RuntimeError as error:
+            raise UserError(
+                f"The weights in {self.path} do not fit {contents.network}. Restore the bundle from where it was made."
+            ) from error
+        return network.eval()
+
+    def verify(self) -> list[str]:
+        """Hash every file and return one line for each that is missing, damaged or not listed."""
+        problems = []
+        for name, expected in self.files.items():
+            file = self.path / name
+            if not file.is_file():
+                problems.append(f"{name}: missing")
+            elif durable.sha256(file) != expected:
+                problems.append(f"{name}: does not match its hash")
+        known = {DESCRIPTION, *self.files}
+        present = {file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file()}
+        problems += [f"{name}: not listed in {DESCRIPTION}" for name in sorted(present - known)]
+        return problems
+
+
+def find(path: Path) -> Path:
+    """Return the directory of a bundle, given itself or its run; raises UserError where there is none.
+
+    Where a crash left only `model.old` of a run, that one is meant.
+    """
+    places = (path, path / "model", path.with_name(path.name + ".old"), path / "model.old")
+    for place in places:
+        if (place / DESCRIPTION).is_file():
+            return place
+    if not path.exists():
+        raise UserError(f"There is no {path}. Give the directory of a run or of a bundle, as train printed it.")
+    raise UserError(
+        f"{path} holds no bundle (no {DESCRIPTION}, no model/{DESCRIPTION}). "
+        "Give the directory of a run or of a bundle, as train printed it."
+    )
+
+
+def write(
+    path: Path,
+    contents: Contents,
+    weights: dict[str, np.ndarray],
+    golden: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Bundle:
+    """Write a bundle to `path`, in place of one that is there, so that a crash leaves the old or the new one.
+
+    `weights` maps state-dict names to arrays; `golden` holds images uint8 N×S×S×C and their float32 logits N×K.
+    """
+    from safetensors.numpy import save_file
+
+    with durable.new_directory(path) as beside:
+        save_file(weights, beside / WEIGHTS)
+        if golden is not None:
+            save_file({"pixels": golden[0], "logits": golden[1]}, beside / GOLDEN)
+        files = {WEIGHTS: durable.sha256(beside / WEIGHTS)}
+        identity = identity_of(contents, files[WEIGHTS])
+        (beside / CARD).write_text(_card(contents, identity), encoding="utf-8")
+        files |= {name: durable.sha256(beside / name) for name in (GOLDEN, CARD) if (beside / name).exists()}
+        description = {
+            "schema": SCHEMA,
+            "identity": identity,
+            "network": {"name": contents.network, "options": contents.options},
+            "classes": list(contents.classes),
+            "channels": contents.preprocessing.channels,
+            "preprocessing": contents.preprocessing.to_dict(),
+            "recipe": contents.recipe,
+            "results": contents.results,
+            "licence": contents.licence,
+            "software": machine.software(),
+            "machine": machine.description(),
+            "files": files,
+        }
+        (beside / DESCRIPTION).write_text(
+            json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+    return Bundle.open(path)
+
+
+def identity_of(contents: Contents, weights_hash: str) -> str:
+    """Return the hash of what decides the answers: weights, network, classes in order, preprocessing."""
+    deciding = [
+        weights_hash,
+        contents.network,
+        contents.options,
+        list(contents.classes),
+        contents.preprocessing.to_dict(),
+    ]
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def _card(contents: Contents, identity: str) -> str:
+    preprocessing, results = contents.preprocessing, contents.results
+    lines = [
+        f"# {contents.network}: {len(contents.classes)} classes",
+        "",
+        f"Identity `{identity[:16]}`. Input: {preprocessing.channels} channels, "
+        f"{preprocessing.image_size}×{preprocessing.image_size} pixels.",
+        "",
+        "## Use",
+        "",
+        "```",
+        "resnext predict . photo.jpg",
+        "```",
+        "",
+        "```python",
+        "import resnext",
+        "",
+        'classifier = resnext.load(".")',
+        'print(classifier("photo.jpg").label)',
+        "```",
+        "",
+        "## Results",
+        "",
+    ]
+    if "top1" in results:
+        low, high = results["top1_interval"]
+        lines.append(
+            f"Top-1 {results['top1']:.4f} (95 % interval {low:.4f} to {high:.4f}) on {results['images']} images: "
+            f"{results.get('data', 'data not named')}."
+        )
+    else:
+        lines.append("Not measured.")
+    lines += ["", "## Classes", "", ", ".join(contents.classes), "", "## Licence", "", contents.licence, ""]
+    return "\n".join(lines)

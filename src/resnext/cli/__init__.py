@@ -1,0 +1,57 @@
+"""The command line: one file a command, no logic. `resnext --help` imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+
+from resnext.errors import UserError
+
+USER_MISTAKE, OUR_FAULT = 2, 1
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and leave with its exit code: 0 done, 2 a mistake the user can mend, 1 a fault of ours."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; mistakes are told in one to three lines on stderr."""
+    from cyclopts import CycloptsError
+
+    from resnext.cli.app import app
+
+    try:
+        result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+    except (UserError, CycloptsError) as error:
+        return _told(str(error), USER_MISTAKE)
+    except KeyboardInterrupt as error:
+        return _told(str(error) or "Interrupted.", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        # The reader of our output went away, as `| head` does; Python must not fail on flushing what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            return _told(f"{error.filename or 'A file'}: {error.strerror}. Free some space or choose another place.")
+        return _fault()
+    except Exception as error:
+        if (code := getattr(error, "exit_code", None)) is not None:
+            return _told(str(error), int(code))
+        return _fault()
+    return result if isinstance(result, int) else 0
+
+
+def _told(message: str, code: int = USER_MISTAKE) -> int:
+    sys.stderr.write(message.strip() + "\n")
+    return code
+
+
+def _fault() -> int:
+    traceback.print_exc()
+    return _told("This is a fault of resnext, not yours. Please report it with the lines above.", OUR_FAULT)

@@ -1,0 +1,22 @@
+"""The list of commands."""
+
+from __future__ import annotations
+
+from cyclopts import App
+
+from resnext import __version__
+from resnext.cli import demo, describe, evaluate, networks, predict, train, verify
+
+app = App(
+    name="resnext",
+    help="Train image classifiers, show why they work, and run them at the speed of the machine.",
+    version=__version__,
+    help_format="plaintext",
+)
+app.command(train.train)
+app.command(evaluate.evaluate)
+app.command(predict.predict)
+app.command(networks.networks)
+app.command(describe.describe)
+app.command(verify.verify)
+app.command(demo.demo)

@@ -1,0 +1,60 @@
+"""`resnext evaluate`: what a bundle scores on labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from resnext.cli.inference import Inference
+from resnext.cli.output import Output, note, print_json, print_table
+from resnext.cli.progress import Display
+
+WORST = 20
+
+
+def evaluate(
+    bundle: Path,
+    data: str,
+    /,
+    *,
+    max_unreadable: float = 0.01,
+    on: Inference = Inference(),
+    output: Output = Output(),
+) -> None:
+    """Score a bundle or a run on labelled images: top-1, top-5, loss, and each class.
+
+    Example: resnext evaluate runs/flowers photos/
+
+    Parameters
+    ----------
+    bundle
+        A bundle or a run.
+    data
+        Data as `train` takes them; their test split where there is one.
+    max_unreadable
+        Share of images that may be unreadable; they are named and counted.
+    """
+    from resnext.inference.evaluation import evaluate as score
+
+    with Display() as display:
+        scores = score(
+            bundle,
+            data,
+            max_unreadable=max_unreadable,
+            progress=lambda done, total: display.bar("evaluating", done, total),
+            device=on.device,
+            precision=on.precision,
+        )
+    if output.json:
+        print_json(scores.to_dict())
+        return
+    low, high = scores.top1_interval
+    print(f"top-1  {scores.top1:.4f}  (95 % interval {low:.4f} to {high:.4f})")
+    if scores.top5 is not None:
+        print(f"top-5  {scores.top5:.4f}")
+    print(f"loss   {scores.loss:.4f}")
+    print(f"images {scores.images}, left out {len(scores.skipped)}\n")
+    rows = [(name, row["images"], row["top1"]) for name, row in scores.per_class().items() if row["images"]]
+    rows.sort(key=lambda row: row[2])
+    print_table(("class", "images", "top-1"), [(n, k, f"{share:.4f}") for n, k, share in rows[:WORST]], right=(1, 2))
+    if len(rows) > WORST:
+        note(f"The {WORST} weakest of {len(rows)} classes; all with --json.")

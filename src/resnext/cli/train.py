@@ -1,0 +1,128 @@
+"""`resnext train`: from a folder of images to a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from resnext.cli.output import Output, note, print_json
+from resnext.cli.progress import Display
+
+Share = float
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Place:
+    """Where the run lies."""
+
+    out: Path | None = None
+    """Directory of the run; runs/NAME where it is not given."""
+    resume: Annotated[bool, Parameter(negative="")] = False
+    """Go on with the run in --out from its newest checkpoint."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class What:
+    """What is trained on what. Everything left out is chosen for the data and the machine, and said."""
+
+    network: str | None = None
+    """A name of `resnext networks`, or one of its family's grammar."""
+    image_size: int | None = None
+    """Side of the square the network sees, in pixels."""
+    flip: Share | None = None
+    """Probability of mirroring an image in training; 0 where left and right matter."""
+    validation: Share | None = None
+    """Share of the training images that is set aside for validation where there is no val/."""
+    max_unreadable: Share | None = None
+    """Share of images that may be unreadable; they are named and left out."""
+    cache_gib: float | None = None
+    """Decoded pixels are kept in the user's cache directory where they fit this many GiB; 0 keeps none."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class How:
+    """How long, how fast, from where."""
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    """Peak learning rate."""
+    seed: int | None = None
+    """Decides the validation cut, the first weights, the order and the augmentation."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class On:
+    """What of the machine is used."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    workers: int | None = None
+    """Threads that read images; -1 is one a core."""
+    compile: Literal["auto", "on", "off"] | None = None
+    """torch.compile; auto is off."""
+    checkpoint_every: float | None = None
+    """Minutes between checkpoints within an epoch."""
+
+
+def train(
+    data: str,
+    /,
+    *,
+    recipe: str | None = None,
+    folds: int | None = None,
+    place: Place = Place(),
+    what: What = What(),
+    how: How = How(),
+    on: On = On(),
+    output: Output = Output(),
+) -> None:
+    """Train a classifier on a folder of images, a CSV or a named data set.
+
+    Example: resnext train photos/ --out runs/flowers
+
+    Parameters
+    ----------
+    data
+        CLASS/*.jpg, or train/ [val/] [test/] of those, or a CSV path,label[,split][,group], or cifar10, cifar100
+        or fashion-mnist, which are fetched.
+    recipe
+        A recipe file, or the name of one of this package's recipes; flags win over it.
+    folds
+        Cross-validate: train this many times, each with another part for validation.
+    """
+    fields = {**asdict(what), **asdict(how), **asdict(on)}
+    with Display() as display:
+        result = _train(data, recipe, folds, place, fields, display)
+    if output.json:
+        print_json(result)
+    elif "bundle" in result:
+        note(f"The bundle is {result['bundle']}\nNext: resnext predict {result['bundle']} PATH…")
+    else:
+        low, high = result["top1_interval"]
+        note(f"Mean top-1 of {folds} folds: {result['top1']:.4f} (95 % interval {low:.4f} to {high:.4f}).")
+
+
+def _train(
+    data: str, recipe: str | None, folds: int | None, place: Place, fields: dict[str, Any], display: Display
+) -> dict[str, Any]:
+    from resnext.training.run import train
+
+    if folds is not None:
+        from resnext.training.folds import train_folds
+
+        return train_folds(data, folds, out=place.out, recipe=recipe, observer=display, **fields)
+    run = train(data, out=place.out, recipe=recipe, resume=place.resume, observer=display, **fields)
+    return {
+        "run": str(run.path),
+        "bundle": str(run.bundle.path),
+        "identity": run.bundle.identity,
+        **{key: run.scores[key] for key in ("images", "top1", "top5", "top1_interval", "loss", "epoch")},
+    }

@@ -1,0 +1,1 @@
+"""From files on the disk to batches: reading, preprocessing, splits, order, augmentation, cache, loader."""

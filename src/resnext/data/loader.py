@@ -1,0 +1,162 @@
+"""Batches of images, loaded and augmented in threads, in an order that is arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnext.data import order
+from resnext.data.augmentation import Augmentation, augment
+from resnext.data.images import read_image
+from resnext.data.parallel import in_order
+from resnext.data.preprocessing import Preprocessing
+from resnext.errors import ImageError, UserError
+
+if TYPE_CHECKING:
+    from resnext.data.manifest import Split
+
+Pixels = list[NDArray[np.uint8]] | NDArray[np.uint8]
+"""Images as `Preprocessing.resized` makes them: uint8 N×H×W×C, or a list of H×W×C of several shapes."""
+
+
+class Source(Protocol):
+    """Where resized images come from; rows as in the split. Each source gives the same pixels."""
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return one image, uint8 H×W×C; raise `ImageError` where it cannot be read."""
+
+    def read_many(self, indices: NDArray[np.int64]) -> tuple[Pixels, dict[int, str]]:
+        """Return the readable ones of the images, in order, and why the others are not: {index: reason}."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """The source that decodes and resizes a file each time."""
+
+    split: Split
+    preprocessing: Preprocessing
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return one image, uint8 H×W×C; raise `ImageError` where it cannot be read."""
+        image = read_image(self.split.path(index), channels=self.preprocessing.channels)
+        return self.preprocessing.resized(image)
+
+    def read_many(self, indices: NDArray[np.int64]) -> tuple[Pixels, dict[int, str]]:
+        """Return the readable ones of the images, in order, and why the others are not: {index: reason}."""
+        pixels: list[NDArray[np.uint8]] = []
+        failures: dict[int, str] = {}
+        for index in indices.tolist():
+            try:
+                pixels.append(self.read(index))
+            except ImageError as error:
+                failures[index] = error.reason
+        alike = len({one.shape for one in pixels}) == 1
+        return np.stack(pixels) if alike else pixels, failures
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images: rows of the split int64 N, pixels uint8 N×S×S×C, classes int64 N; and its number."""
+
+    indices: NDArray[np.int64]
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    step: int
+
+
+class Loader:
+    """Batches of one split. What a batch holds is a function of (seed, epoch, step), not of the workers.
+
+    `workers` threads keep at most `prefetch` batches ready; 0 workers load in the caller's thread. Images
+    that cannot be read are left out of their batches, never replaced, and stand in `unreadable` (row:
+    reason) once their batch has been handed over.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        split: Split,
+        preprocessing: Preprocessing,
+        *,
+        augmentation: Augmentation | None = None,
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+        prefetch: int = 4,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"The batch size is {batch_size}, and must be at least 1.")
+        if workers < 0:
+            raise UserError(f"The number of workers is {workers}, and must be at least 0.")
+        self.source = source
+        self.split = split
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation
+        self.batch_size = batch_size
+        self.workers = workers
+        self.seed = seed
+        self.prefetch = prefetch
+        self.labels = split.labels.astype(np.int64)
+        self.unreadable: dict[int, str] = {}
+
+    @property
+    def steps(self) -> int:
+        """The number of batches in an epoch."""
+        return order.steps(len(self.labels), self.batch_size)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield an epoch's batches from `start_step` on, in training order and augmented.
+
+        Starting late costs nothing for the batches left out. A batch of which unreadable files leave fewer
+        than two images is skipped, as batch norm cannot train on one; `Batch.step` counts on.
+        """
+        images = order.permutation(self.seed, epoch, len(self.labels))
+        plan = ((step, order.batch(images, step, self.batch_size)) for step in range(start_step, self.steps))
+        yield from self._deliver(plan, epoch, fewest=2)
+
+    def sequential(self) -> Iterator[Batch]:
+        """Yield every image once, in the split's order, the centre crop; no batch exceeds `batch_size`."""
+        images = np.arange(len(self.labels))
+        starts = range(0, len(images), self.batch_size)
+        plan = ((step, images[start : start + self.batch_size]) for step, start in enumerate(starts))
+        yield from self._deliver(plan, None, fewest=1)
+
+    def _deliver(
+        self, plan: Iterable[tuple[int, NDArray[np.int64]]], epoch: int | None, fewest: int
+    ) -> Iterator[Batch]:
+        """Yield the planned batches (step, rows); those that lost images must still have `fewest`."""
+        loads = in_order(lambda planned: self._load(*planned, epoch), plan, workers=self.workers, ahead=self.prefetch)
+        with closing(loads):
+            for batch, failures in loads:
+                for index, reason in failures.items():
+                    self.unreadable.setdefault(index, reason)
+                if not failures or len(batch.indices) >= fewest:
+                    yield batch
+
+    def _load(self, step: int, indices: NDArray[np.int64], epoch: int | None) -> tuple[Batch, dict[int, str]]:
+        """Make one batch, augmented unless `epoch` is None, and say which of its images cannot be read."""
+        pixels, failures = self.source.read_many(indices)
+        if failures:
+            indices = indices[~np.isin(indices, list(failures))]
+        return Batch(indices, self._crops(pixels, indices, epoch), self.labels[indices], step), failures
+
+    def _crops(self, pixels: Pixels, indices: NDArray[np.int64], epoch: int | None) -> NDArray[np.uint8]:
+        """Cut images to the network's size: uint8 N×S×S×C."""
+        side = self.preprocessing.image_size
+        if not len(indices):
+            return np.empty((0, side, side, self.preprocessing.channels), np.uint8)
+        if epoch is None or self.augmentation is None:
+            return np.stack([self.preprocessing.crop(one) for one in pixels])
+        return augment(
+            pixels,
+            indices,
+            augmentation=self.augmentation,
+            image_size=side,
+            seed=self.seed,
+            epoch=epoch,
+        )

@@ -1,0 +1,69 @@
+"""Order as arithmetic: which images a step takes, and the random numbers of each image.
+
+Nothing here has a state. The order of an epoch is a function of (seed, epoch), and the numbers that
+augment an image are a function of (seed, epoch, image, stream), so a run can be stopped anywhere, go on
+exactly, and be split over any number of workers. Both are built from integers alone (Philox's raw output,
+which NumPy promises never to change, and a hash of our own), so they are the same on every machine and
+with every version of NumPy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_WORD = 1 << 64
+_GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: odd, so that counting by it visits every word
+
+
+def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """Return the order of `count` images in this epoch: int64, every index once.
+
+    Each image draws a 64-bit number from Philox keyed by (seed, epoch); the order sorts these numbers.
+    """
+    key = np.array([seed % _WORD, epoch % _WORD], dtype=np.uint64)
+    return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable").astype(np.int64, copy=False)
+
+
+def uniforms(seed: int, epoch: int, images: NDArray[np.int64], draws: int, stream: int = 0) -> NDArray[np.float64]:
+    """Return numbers uniform in [0, 1) for each image: float64, len(images) × draws.
+
+    Row i depends on (seed, epoch, images[i], stream) only, never on the other rows, and its first numbers
+    do not depend on `draws`. Distinct streams are independent of each other, so that a new augmentation
+    does not move the numbers of an old one.
+    """
+    key = np.zeros(1, dtype=np.uint64)
+    for part in (seed, epoch, stream):
+        key = _scramble(key ^ np.uint64(part % _WORD))
+    rows = _scramble(key ^ images.astype(np.uint64))
+    counters = np.arange(1, draws + 1, dtype=np.uint64) * np.uint64(_GAMMA)
+    return (_scramble(rows[:, None] + counters) >> np.uint64(11)) * np.float64(2.0**-53)
+
+
+def steps(count: int, batch_size: int) -> int:
+    """Return the number of batches in an epoch of `count` images.
+
+    The last batch holds the remainder. A remainder of one image joins the batch before it, which then has
+    `batch_size` + 1 images: batch norm cannot train on one image with a 1×1 map, and every image must come
+    exactly once.
+    """
+    full, rest = divmod(count, batch_size)
+    return full + (rest > 1 or (rest == 1 and full == 0))
+
+
+def batch(order: NDArray[np.int64], step: int, batch_size: int) -> NDArray[np.int64]:
+    """Return the images of one step: the slice of an epoch's order that belongs to it, as `steps` counts."""
+    last = step == steps(len(order), batch_size) - 1
+    return order[step * batch_size : None if last else (step + 1) * batch_size]
+
+
+def _scramble(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Map 64-bit words one to one so that a change of any bit changes each bit half of the time.
+
+    SplitMix64's step (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014, with
+    the constants of Stafford's variant 13).
+    """
+    words = words + np.uint64(_GAMMA)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))

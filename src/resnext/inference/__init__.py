@@ -1,0 +1,1 @@
+"""Inference: a bundle in the hand. From a file to a label."""

@@ -1,0 +1,115 @@
+"""A classifier: a bundle and an engine, from image files to labels by the one straight line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from PIL import Image
+
+from resnext.bundle import Bundle
+from resnext.data.images import read_image
+from resnext.data.preprocessing import Preprocessing
+from resnext.engine import Engine, TorchEngine, rank
+
+if TYPE_CHECKING:
+    import torch
+
+Picture = str | Path | bytes | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one image: the best label, its probability, and (label, probability) best first."""
+
+    label: str
+    probability: float
+    ranked: tuple[tuple[str, float], ...]
+    path: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the prediction as `predict --json` prints it."""
+        return {
+            "path": self.path,
+            "label": self.label,
+            "probability": self.probability,
+            "ranked": [{"label": label, "probability": share} for label, share in self.ranked],
+        }
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that could not be read, and why."""
+
+    path: str
+    error: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the failure as `predict --json` prints it."""
+        return asdict(self)
+
+
+class Classifier:
+    """Classify images with a bundle.
+
+    `classifier("photo.jpg")` gives a Prediction, `classifier(["a.jpg", "b.jpg"])` a list of them.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self.bundle = bundle
+        self.engine = engine
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names in the order of the network's outputs."""
+        return self.bundle.contents.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What lies between a decoded image and the network's input."""
+        return self.bundle.contents.preprocessing
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The trained network, in evaluation mode."""
+        return self.engine.network if isinstance(self.engine, TorchEngine) else self.bundle.build()
+
+    @overload
+    def __call__(self, images: Picture, top: int | None = None) -> Prediction: ...
+    @overload
+    def __call__(self, images: list[Picture], top: int | None = None) -> list[Prediction]: ...
+    def __call__(self, images: Picture | list[Picture], top: int | None = None) -> Prediction | list[Prediction]:
+        """Classify one image or several: paths, encoded bytes, Pillow images, or uint8 arrays H×W×C.
+
+        `top` limits how many classes are ranked. Raises ImageError for an image that cannot be read.
+        """
+        if isinstance(images, Picture):
+            return self._classify([images], top)[0]
+        return self._classify(images, top)
+
+    def _classify(self, pictures: Sequence[Picture], top: int | None) -> list[Prediction]:
+        if not pictures:
+            return []
+        pixels = [self.preprocessing.pixels(self._read(picture)) for picture in pictures]
+        names = [str(picture) if isinstance(picture, (str, Path)) else None for picture in pictures]
+        return self.rank(self.engine(np.stack(pixels)), names, top)
+
+    def _read(self, picture: Picture) -> Image.Image:
+        if isinstance(picture, Image.Image):
+            return picture.convert(self.preprocessing.mode)
+        if isinstance(picture, np.ndarray):
+            flat = picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture
+            return Image.fromarray(flat).convert(self.preprocessing.mode)
+        return read_image(picture, channels=self.preprocessing.channels)
+
+    def rank(self, logits: np.ndarray, names: Sequence[str | None], top: int | None) -> list[Prediction]:
+        """Turn logits N×K into predictions; `names` are the images' paths, or None."""
+        order, shares = rank(logits, top)
+        predictions = []
+        for name, row, values in zip(names, order, shares, strict=True):
+            ranked = tuple((self.classes[index], float(share)) for index, share in zip(row, values, strict=True))
+            predictions.append(Prediction(*ranked[0], ranked, name))
+        return predictions

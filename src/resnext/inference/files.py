@@ -1,0 +1,93 @@
+"""From a bundle and paths to labels, streamed in batches; memory does not grow with the number of files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from resnext import machine
+from resnext.bundle import Bundle
+from resnext.data.images import is_image_name
+from resnext.data.listing import natural_key
+from resnext.data.loader import Files, Loader
+from resnext.data.manifest import Split
+from resnext.engine import TorchEngine
+from resnext.errors import UserError
+from resnext.inference.classifier import Classifier, Prediction, Unreadable
+
+
+def load(bundle: str | Path, *, device: str = "auto", precision: str = "fp32") -> Classifier:
+    """Load a bundle or a run's bundle, ready to classify.
+
+    `device`: auto, cpu, cuda or mps; `precision`: fp32, bf16, fp16 or auto. Raises UserError where there is no
+    bundle, it is damaged, or the machine has no such device.
+    """
+    opened = Bundle.open(bundle)
+    engine = TorchEngine(opened.build(), opened.contents.preprocessing, device=device, precision=precision)
+    return Classifier(opened, engine)
+
+
+def predict_files(
+    classifier: Classifier, paths: Sequence[str | Path], *, top: int | None = None
+) -> Iterator[Prediction | Unreadable]:
+    """Classify files, and the images below folders, in order; an unreadable file gives an Unreadable in its place.
+
+    Raises UserError for a path that does not exist and for a folder without images.
+    """
+    if top is not None and top < 1:
+        raise UserError(f"--top {top} ranks nothing. Give 1 or more.")
+    split = _as_split(classifier, [file for path in paths for file in _files(Path(path))])
+    source = Files(split, classifier.preprocessing)
+    loader = Loader(
+        source,
+        split,
+        classifier.preprocessing,
+        augmentation=None,
+        batch_size=classifier.engine.batch_size,
+        workers=machine.cores(),
+        seed=0,
+    )
+    following = 0
+    for batch in loader.sequential():
+        logits = classifier.engine(batch.pixels) if len(batch.indices) else None
+        for row, index in enumerate(batch.indices.tolist()):
+            yield from _unreadable(loader, following, index)
+            assert logits is not None
+            yield classifier.rank(logits[row : row + 1], [str(split.path(index))], top)[0]
+            following = index + 1
+    yield from _unreadable(loader, following, len(split))
+
+
+def _unreadable(loader: Loader, start: int, stop: int) -> Iterator[Unreadable]:
+    for index in range(start, stop):
+        yield Unreadable(str(loader.split.path(index)), loader.unreadable[index])
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = images_below(path)
+        if not found:
+            raise UserError(f"{path} holds no images. Give image files, or a folder of them.")
+        return found
+    return [path]
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Return the image files below a folder, hidden ones left out, in natural order."""
+    files: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(place) / name for name in names if is_image_name(name) and not name.startswith(".")]
+    return sorted(files, key=lambda file: natural_key(str(file)))
+
+
+def _as_split(classifier: Classifier, files: Sequence[Path]) -> Split:
+    """Give files the form in which the loader takes images; labels are not known and not read."""
+    import pyarrow as pa
+
+    zeros = np.zeros(len(files), np.int64)
+    paths = pa.array([str(file) for file in files], pa.string())
+    return Split(Path(), classifier.classes, paths, zeros.astype(np.int32), zeros, zeros)

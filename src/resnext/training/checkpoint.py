@@ -1,0 +1,69 @@
+"""Checkpoints: `checkpoints/step-N/` with tensors, state and, written last, a manifest of hashes. No pickle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from resnext import durable
+
+TENSORS = "state.safetensors"
+STATE = "state.json"
+MANIFEST = "manifest.json"
+KEEP = 2
+
+
+def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Write one checkpoint below `folder`, then remove all but the newest two.
+
+    A crash at any moment leaves the checkpoints that were there, and this one either whole or not at all.
+    """
+    from safetensors.torch import save_file
+
+    place = folder / f"step-{step}"
+    with durable.new_directory(place) as beside:
+        save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, beside / TENSORS)
+        (beside / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        hashes = {name: durable.sha256(beside / name) for name in (TENSORS, STATE)}
+        (beside / MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
+    for old in listed(folder)[:-KEEP]:
+        shutil.rmtree(old)
+    return place
+
+
+def listed(folder: Path) -> list[Path]:
+    """Return the checkpoints below `folder`, oldest step first."""
+    found = [place for place in folder.glob("step-*") if place.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda place: int(place.name.removeprefix("step-")))
+
+
+def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
+    """Load the newest checkpoint whose hashes hold; None where there is none.
+
+    Returns its tensors, its state, and one line for each newer checkpoint that was passed over, with the reason.
+    """
+    from safetensors.torch import load_file
+
+    skipped: list[str] = []
+    for place in reversed(listed(folder)):
+        if problem := _problem(place):
+            skipped.append(f"{place} was passed over: {problem}")
+            continue
+        state = json.loads((place / STATE).read_text(encoding="utf-8"))
+        return load_file(place / TENSORS), state, skipped
+    return None
+
+
+def _problem(place: Path) -> str | None:
+    try:
+        hashes = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        for name in (TENSORS, STATE):
+            if durable.sha256(place / name) != hashes[name]:
+                return f"{name} does not match its hash"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"incomplete ({type(error).__name__})"
+    return None

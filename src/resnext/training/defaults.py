@@ -1,0 +1,167 @@
+"""What suits the data and the machine, where the caller does not say: network, sizes, schedule, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from resnext import catalog, complexity, machine
+from resnext.data.images import read_image
+from resnext.data.manifest import Split
+from resnext.errors import ImageError, UserError
+
+SAMPLE = 64
+SMALL_IMAGE = 48  # up to this side, CIFAR's networks, which halve the map twice instead of five times
+FEW_IMAGES = 200  # a class; below that, training from scratch seldom generalises
+MINUTES = 30  # a first run should end within about this time
+IMAGES_SEEN = 1_500_000
+RGB = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+GREY = {"mean": (0.449,), "std": (0.226,)}
+
+# Training throughput in multiply-adds a second, forward and backward counted as three forwards: cores of 2024 with
+# bf16 instructions and without reach about this in eager torch, as a first guess; the run then measures its own.
+MACS_A_CORE = {True: 80e9, False: 40e9}
+MACS_OF_DEVICE = {"cuda": 20e12, "mps": 1e12}
+
+SMALL_NETWORKS = ("cifar_resnet20", "cifar_resnet32", "cifar_resnet56", "cifar_resnext29_8x64d")
+PHOTO_NETWORKS = ("resnet18", "resnext50_32x4d")
+PHOTO_SIZES = (64, 96, 128, 160, 224)
+PARAMETERS_AN_IMAGE = 1_000  # a network with more than this for each training image mostly learns them by heart
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a few training images look like: median shorter side in pixels, and whether all are grey."""
+
+    side: int
+    grey: bool
+
+
+def sample(split: Split) -> Sample:
+    """Read up to 64 images, evenly spread; raises UserError where none of them can be read."""
+    sides, grey, last = [], True, None
+    for index in np.linspace(0, len(split) - 1, min(SAMPLE, len(split))).astype(int):
+        try:
+            image = read_image(split.path(int(index)))
+        except ImageError as error:
+            last = error
+            continue
+        sides.append(min(image.size))
+        pixels = np.asarray(image)
+        grey = grey and bool((pixels == pixels[..., :1]).all())
+    if not sides:
+        raise UserError(f"None of the images tried can be read, for example {last}. Check the files.")
+    return Sample(int(np.median(sides)), grey)
+
+
+def propose(
+    images: int, classes: int, looks: Sample, device: str, said: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return recipe fields that suit the data and the machine, and one sentence for each choice.
+
+    `said` is what the caller decided already; it is respected in what depends on it and not proposed again.
+    """
+    epochs = said.get("epochs") or int(np.clip(IMAGES_SEEN / images, 15, 100))
+    budget = MINUTES * 60 * _throughput(device, said) / (3 * images * epochs)
+    network, image_size, why = _network_and_size(looks.side, images, budget, said)
+    small = catalog.resolve(network).image_size <= SMALL_IMAGE
+    batch_size = said.get("batch_size") or _batch_size(images, small, device)
+    channels = said.get("data", {}).get("channels") or (1 if looks.grey else 3)
+    proposal = {
+        "network": network,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "label_smoothing": 0.0 if small else 0.1,
+        "data": {
+            "image_size": image_size,
+            "resize": image_size if small else round(image_size * 256 / 224),
+            "channels": channels,
+            **(GREY if channels == 1 else RGB),
+        },
+        "augmentation": _augmentation(image_size, small),
+        "optimizer": {"learning_rate": float(f"{0.2 * batch_size / 128:.3g}")},
+        "schedule": {"name": "one-cycle"},
+    }
+    return proposal, _reasons(images, classes, why, proposal, said)
+
+
+def _reasons(images: int, classes: int, why: str, chosen: dict[str, Any], said: dict[str, Any]) -> list[str]:
+    """Say why, for what the caller left open, and what to expect of few images."""
+    reasons = []
+    if "network" not in said or "image_size" not in said.get("data", {}):
+        reasons.append(why)
+    if "epochs" not in said or "batch_size" not in said:
+        epochs, batch_size = (said.get(name, chosen[name]) for name in ("epochs", "batch_size"))
+        reasons.append(f"{epochs} epochs in batches of {batch_size}, for {images:,} training images.")
+    if "augmentation" not in said:
+        grey = chosen["data"]["channels"] == 1
+        reasons.append(
+            f"Images are {'grey' if grey else 'read as RGB'}; in training they are cropped at random and mirrored "
+            "(--flip 0 where left and right matter)."
+        )
+    if images / classes < FEW_IMAGES:
+        reasons.append(
+            f"There are about {max(1, images // classes)} training images a class. Without weights learned "
+            f"elsewhere, below about {FEW_IMAGES} expect a rough classifier; more images help most."
+        )
+    return reasons
+
+
+def _throughput(device: str, said: dict[str, Any]) -> float:
+    if device in MACS_OF_DEVICE:
+        return MACS_OF_DEVICE[device]
+    fast = machine.has_fast_bfloat16() and said.get("machine", {}).get("precision", "auto") in ("auto", "bf16")
+    return MACS_A_CORE[fast] * machine.cores()
+
+
+def _network_and_size(side: int, images: int, budget: float, said: dict[str, Any]) -> tuple[str, int, str]:
+    """Choose the largest pair of network and image size whose multiply-adds an image stay within the budget."""
+    if "network" in said:
+        small = catalog.resolve(said["network"]).image_size <= SMALL_IMAGE
+        networks: tuple[str, ...] = (said["network"],)
+    else:
+        small = side <= SMALL_IMAGE
+        first, *larger = SMALL_NETWORKS if small else PHOTO_NETWORKS
+        networks = (first, *(name for name in larger if _parameters(name) <= PARAMETERS_AN_IMAGE * images))
+    if chosen := said.get("data", {}).get("image_size"):
+        sizes: tuple[int, ...] = (chosen,)
+    elif small:
+        sizes = (int(np.clip(-(-side // 4) * 4, 16, 32)),)
+    else:
+        sizes = tuple(size for size in PHOTO_SIZES if size <= max(side, PHOTO_SIZES[0])) or PHOTO_SIZES[:1]
+    pairs = sorted((_macs(network, size), size, network) for network in networks for size in sizes)
+    affordable = [pair for pair in pairs if pair[0] <= budget] or pairs[:1]
+    macs, size, network = affordable[-1]
+    why = (
+        f"Network {network} at {size}×{size} pixels ({macs / 1e6:.0f} million multiply-adds an image): "
+        f"images are about {side} pixels on the shorter side, and a first run should take at most {MINUTES} minutes."
+    )
+    return network, size, why
+
+
+def _macs(network: str, image_size: int) -> float:
+    resolved = catalog.resolve(network)
+    if resolved.variant is None:
+        told = complexity.describe(network, image_size=image_size)
+        assert isinstance(told["macs"], int)
+        return told["macs"]
+    return resolved.variant.macs * (image_size / resolved.image_size) ** 2
+
+
+def _parameters(network: str) -> int:
+    variant = catalog.resolve(network).variant
+    assert variant is not None
+    return variant.parameters
+
+
+def _batch_size(images: int, small: bool, device: str) -> int:
+    largest = 128 if small or device != "cpu" else 32
+    return int(np.clip(2 ** int(np.log2(max(2, images / 20))), 8, largest))
+
+
+def _augmentation(image_size: int, small: bool) -> dict[str, Any]:
+    if small:
+        return {"crop": "pad", "padding": max(1, image_size // 8), "flip": 0.5}
+    return {"crop": "random-resized", "area": (0.25, 1.0), "flip": 0.5}

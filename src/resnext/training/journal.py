@@ -1,0 +1,84 @@
+"""The journal of a run: one JSON event a line, appended as it happens."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from resnext import durable
+
+Event = dict[str, Any]
+Observer = Callable[[Event], None]
+FLUSH_SECONDS = 1.0
+
+
+def ignore(event: Event) -> None:
+    """Observe nothing."""
+
+
+class Journal:
+    """Append events to `journal.jsonl`; step events are flushed every second, the others at once.
+
+    Opened again at `step`, it first drops what an interrupted run wrote from that step on, so that a resumed run
+    leaves one gapless account.
+    """
+
+    def __init__(self, path: Path, *, step: int | None = None) -> None:
+        self.path = path
+        if step is not None and path.exists():
+            kept = [event for event in read(path) if event.get("step", -1) < step or event["event"] == "resume"]
+            durable.write_text(path, "".join(_line(event) for event in kept))
+        self._file = path.open("a", encoding="utf-8")
+        self._flushed = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        """Append one event; `time` (seconds since 1970) is added where it is missing."""
+        self._file.write(_line({**event, "time": event.get("time", round(time.time(), 3))}))
+        if event["event"] != "step" or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> Iterator[Event]:
+    """Yield the events of a journal; a last line that a crash cut short is left out."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(event, dict) and "event" in event:
+                yield event
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the journal's run came to its end, and nothing was resumed after it."""
+    finished = False
+    if path.exists():
+        for event in read(path):
+            if event["event"] in ("end", "resume"):
+                finished = event["event"] == "end"
+    return finished
+
+
+def _line(event: Event) -> str:
+    plain = {key: _plain(value) for key, value in event.items()}
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Give a float that JSON cannot hold as text."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,208 @@
+"""The training loop: epochs of steps, each epoch followed by validation of every image and a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from types import FrameType
+from typing import Any
+
+from resnext.data.loader import Batch, Loader
+from resnext.errors import UserError
+from resnext.evaluation.metrics import Scores
+from resnext.training.journal import Observer
+from resnext.training.recipe import Recipe
+from resnext.training.schedule import learning_rate
+from resnext.training.step import Outcome, TrainingStep
+
+STEPS_BEFORE_ESTIMATE = 10
+STEPS_TO_WARM_UP = 3
+
+
+class Interrupted(Exception):
+    """The user or the system asked the run to stop; its state was saved. `exit_code` is 128 + the signal."""
+
+    def __init__(self, signal_number: int, message: str = "") -> None:
+        super().__init__(message or signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number
+
+
+@dataclass
+class Position:
+    """Where a run stands: the next step, the epoch's sums so far, and the best validation until now."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    loss_sum: float = 0.0
+    images: int = 0
+    best: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the position as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What the loop asks of its run: measure, keep the best, save, tell."""
+
+    validate: Callable[[], Scores]
+    keep_best: Callable[[Scores], None]
+    save: Callable[[], None]
+    tell: Observer
+
+
+class Loop:
+    """Train from a position to the recipe's last epoch."""
+
+    def __init__(
+        self, step: TrainingStep, loader: Loader, recipe: Recipe, position: Position, actions: Actions
+    ) -> None:
+        self.step = step
+        self.loader = loader
+        self.recipe = recipe
+        self.position = position
+        self.actions = actions
+        self.steps_per_epoch = loader.steps
+        self.seconds: list[float] = []
+        self.named_unreadable: set[int] = set()
+
+    def run(self) -> None:
+        """Run to the end; raises Interrupted, with everything saved, when a signal asked for it."""
+        with _stop_requests() as requested:
+            while self.position.epoch < self.recipe.epochs:
+                started = time.perf_counter()
+                self._train_epoch(requested)
+                trained = time.perf_counter() - started
+                scores = self.actions.validate()
+                self._finish_epoch(scores, trained, time.perf_counter() - started - trained)
+                if requested:
+                    raise Interrupted(requested[0])
+
+    def _train_epoch(self, requested: list[int]) -> None:
+        position, saved = self.position, time.monotonic()
+        self.step.network.train()
+        waiting = time.perf_counter()
+        for batch in self.loader.epoch(position.epoch, position.step_in_epoch):
+            data_seconds = time.perf_counter() - waiting
+            self._name_unreadable()
+            position.step_in_epoch = batch.step
+            self._one_step(batch, data_seconds)
+            position.step_in_epoch += 1
+            if requested and position.step_in_epoch < self.steps_per_epoch:
+                self.actions.save()
+                raise Interrupted(requested[0])
+            if time.monotonic() - saved > 60 * self.recipe.machine.checkpoint_every:
+                self.actions.save()
+                saved = time.monotonic()
+            waiting = time.perf_counter()
+        self._name_unreadable()
+
+    def _one_step(self, batch: Batch, data_seconds: float) -> None:
+        position, recipe = self.position, self.recipe
+        step = position.epoch * self.steps_per_epoch + position.step_in_epoch
+        rate = learning_rate(recipe.schedule, recipe.optimizer.learning_rate, step, self.steps_per_epoch, recipe.epochs)
+        outcome = self.step(batch, position.epoch, step, rate)
+        position.loss_sum += outcome.loss * len(batch.labels)
+        position.images += len(batch.labels)
+        self._tell_step(outcome, step, rate, len(batch.labels), data_seconds)
+
+    def _tell_step(self, outcome: Outcome, step: int, rate: float, images: int, data_seconds: float) -> None:
+        self.actions.tell(
+            {
+                "event": "step",
+                "epoch": self.position.epoch,
+                "step": step,
+                "images": images,
+                "loss": outcome.loss,
+                "learning_rate": rate,
+                "data_seconds": round(data_seconds, 6),
+                "compute_seconds": round(outcome.compute_seconds, 6),
+                "update_seconds": round(outcome.update_seconds, 6),
+            }
+        )
+        self.seconds.append(data_seconds + outcome.compute_seconds + outcome.update_seconds)
+        if len(self.seconds) == STEPS_BEFORE_ESTIMATE:
+            steady = sorted(self.seconds[STEPS_TO_WARM_UP:])
+            left = self.steps_per_epoch * self.recipe.epochs - step
+            self.actions.tell(
+                {"event": "estimate", "seconds": round(left * steady[len(steady) // 2], 1), "steps": left}
+            )
+
+    def _finish_epoch(self, scores: Scores, train_seconds: float, validate_seconds: float) -> None:
+        position = self.position
+        best = position.best is None or (scores.top1, -scores.loss) > (position.best["top1"], -position.best["loss"])
+        event = {
+            "event": "epoch",
+            "epoch": position.epoch,
+            "step": (position.epoch + 1) * self.steps_per_epoch - 1,
+            "train_loss": position.loss_sum / max(1, position.images),
+            "images": position.images,
+            "top1": scores.top1,
+            "loss": scores.loss,
+            "best": best,
+            "train_seconds": round(train_seconds, 3),
+            "validate_seconds": round(validate_seconds, 3),
+        }
+        if best:
+            position.best = {"epoch": position.epoch, "top1": scores.top1, "loss": scores.loss}
+            self.actions.keep_best(scores)
+        position.epoch += 1
+        position.step_in_epoch, position.loss_sum, position.images = 0, 0.0, 0
+        self.actions.tell(event)
+        self.actions.save()
+
+    def _name_unreadable(self) -> None:
+        new = self.loader.unreadable.keys() - self.named_unreadable
+        for index in sorted(new):
+            self.actions.tell(
+                {
+                    "event": "unreadable",
+                    "path": str(self.loader.split.path(index)),
+                    "error": self.loader.unreadable[index],
+                }
+            )
+        self.named_unreadable |= new
+        if new:
+            refuse_too_many_unreadable(self.loader, self.recipe.data.max_unreadable)
+
+
+def refuse_too_many_unreadable(loader: Loader, share: float) -> None:
+    """Raise UserError where more than this share of a split's images turned out to be unreadable."""
+    unreadable, count = loader.unreadable, len(loader.split)
+    if len(unreadable) > share * count:
+        index, reason = next(iter(unreadable.items()))
+        raise UserError(
+            f"{len(unreadable)} of {count} images cannot be read, more than the share {share:g} that is allowed; "
+            f"for example {loader.split.path(index)}: {reason}.\n"
+            "Mend or remove them, or allow more with --max-unreadable."
+        )
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying in the middle of a step; a second signal acts at once."""
+    requested: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def request(number: int, frame: FrameType | None) -> None:
+        requested.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in numbers:
+        signal.signal(number, request)
+    try:
+        yield requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

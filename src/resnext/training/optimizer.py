@@ -1,0 +1,66 @@
+"""The optimiser, what weight decay acts on, and the moving average of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from resnext.training import recipe
+
+
+def build(network: nn.Module, options: recipe.Optimizer, device: torch.device) -> torch.optim.Optimizer:
+    """Build SGD or AdamW over all parameters of the network, fused where torch has a fused form."""
+    fused = device.type in ("cpu", "cuda")
+    groups = parameter_groups(network, options)
+    if options.name == "adamw":
+        return torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas, fused=fused)
+    return torch.optim.SGD(
+        groups,
+        lr=options.learning_rate,
+        momentum=options.momentum,
+        nesterov=options.nesterov and options.momentum > 0,
+        fused=fused,
+    )
+
+
+def parameter_groups(network: nn.Module, options: recipe.Optimizer) -> list[dict[str, object]]:
+    """Split parameters by weight decay: `decay="weights"` spares biases and normalisation (one-dimensional ones)."""
+    parameters = list(network.parameters())
+    if options.decay == "all":
+        return [{"params": parameters, "weight_decay": options.weight_decay}]
+    return [
+        {"params": [each for each in parameters if each.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+class MovingAverage:
+    """An exponential moving average of a network's weights and running statistics.
+
+    The decay rises with the number of updates, min(decay, (1 + n) / (10 + n)), so that early averages are not
+    held back by random initial values.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.values = {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the average towards the network's present values."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        present = network.state_dict()
+        floating = [name for name, value in self.values.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.values[name] for name in floating], [present[name] for name in floating], 1 - decay)
+        for name in self.values.keys() - set(floating):
+            self.values[name].copy_(present[name])
+
+
+def clip(parameters: Iterable[Tensor], norm: float | None) -> None:
+    """Scale gradients down in place so that their joint L2 norm is at most `norm`; None leaves them."""
+    if norm is not None:
+        nn.utils.clip_grad_norm_(parameters, norm)

@@ -1,0 +1,264 @@
+"""The recipe: how a run goes, complete, as TOML.
+
+A recipe is merged from three layers: what suits the data and the machine (`training/defaults.py`), a recipe file,
+and what the caller says. Unknown keys are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from resnext.data.augmentation import Augmentation
+from resnext.data.preprocessing import Preprocessing
+from resnext.errors import UserError, did_you_mean
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+SECTIONS_IN_PACKAGE = Path(__file__).parents[1] / "recipes"
+SECTIONS_IN_CHECKOUT = Path(__file__).parents[3] / "recipes"
+
+# Flags and keywords that name a field of a section.
+FLAT = {
+    "image_size": "data",
+    "resize": "data",
+    "channels": "data",
+    "validation": "data",
+    "cache_gib": "data",
+    "max_unreadable": "data",
+    "flip": "augmentation",
+    "learning_rate": "optimizer",
+    "weight_decay": "optimizer",
+    "precision": "machine",
+    "device": "machine",
+    "workers": "machine",
+    "compile": "machine",
+    "checkpoint_every": "machine",
+}
+
+
+class Data(BaseModel):
+    """How files become pixels. Sizes in pixels; `mean` and `std` per channel, in units of 0…1.
+
+    In the first `early_epochs` the network trains on inputs shrunk to `early_size`, which costs less.
+    """
+
+    model_config = _STRICT
+    image_size: int = Field(ge=1, le=4096)
+    resize: int = Field(ge=1, le=8192)
+    channels: Literal[1, 3] = 3
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    validation: float = Field(default=0.1, gt=0, lt=1)
+    early_size: int | None = Field(default=None, ge=1)
+    early_epochs: int = Field(default=0, ge=0)
+    cache_gib: float = Field(default=8.0, ge=0)
+    max_unreadable: float = Field(default=0.01, ge=0, le=1)
+
+    def preprocessing(self) -> Preprocessing:
+        """Return the preprocessing that these fields describe; raises UserError where they do not fit together."""
+        return Preprocessing(
+            image_size=self.image_size,
+            resize=self.resize,
+            channels=self.channels,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+        )
+
+
+class Optimizer(BaseModel):
+    """SGD (Nesterov) or AdamW; weight decay acts on everything (`decay="all"`) or spares biases and normalisation."""
+
+    model_config = _STRICT
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = True
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    decay: Literal["all", "weights"] = "all"
+    clip_norm: float | None = Field(default=None, gt=0)
+
+
+class Schedule(BaseModel):
+    """The learning rate over a run, as a multiple of `optimizer.learning_rate`; times are in epochs."""
+
+    model_config = _STRICT
+    name: Literal["one-cycle", "cosine", "step", "constant"] = "one-cycle"
+    warmup_epochs: float = Field(default=0, ge=0)
+    milestones: tuple[float, ...] = ()
+    factor: float = Field(default=0.1, gt=0, le=1)
+    final: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _step_has_milestones(self) -> Schedule:
+        if self.name == "step" and not self.milestones:
+            raise ValueError("a step schedule needs milestones, the epochs at which the rate drops")
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError("milestones must ascend")
+        return self
+
+
+class Machine(BaseModel):
+    """What the run uses of the machine; none of it changes what is learned beyond rounding."""
+
+    model_config = _STRICT
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    workers: int = Field(default=-1, ge=-1, description="threads that read images; -1: one a core")
+    compile: Literal["auto", "on", "off"] = "auto"
+    checkpoint_every: float = Field(default=10.0, gt=0, description="minutes")
+
+
+class Recipe(BaseModel):
+    """One complete run: everything that decides what is learned, apart from the data."""
+
+    model_config = _STRICT
+    network: str
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    data: Data
+    augmentation: Augmentation = Field(default_factory=Augmentation)
+    optimizer: Optimizer
+    schedule: Schedule = Field(default_factory=Schedule)
+    machine: Machine = Field(default_factory=Machine)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], *, source: str = "the recipe") -> Recipe:
+        """Validate a nested dict; raises UserError that names the wrong key or value, and the nearest key."""
+        refuse_unknown_keys(raw, source=source)
+        try:
+            recipe = cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["type"] == "value_error" and isinstance(first.get("ctx", {}).get("error"), UserError):
+                raise UserError(f"{source}: {first['ctx']['error']}") from error
+            place = ".".join(str(part) for part in first["loc"])
+            given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
+            raise UserError(f"{source}: {place}: {first['msg']}{given}. Correct it.") from error
+        recipe.data.preprocessing()
+        return recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as nested dicts of plain values; fields that are off (None) are left out."""
+        dumped: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        return dumped
+
+    def to_toml(self) -> str:
+        """Return the recipe as TOML that `load` reads back to an equal recipe."""
+        return to_toml(self.to_dict())
+
+
+def load(name_or_path: str | Path) -> dict[str, Any]:
+    """Read a recipe file, or a recipe of this package by its name (`cifar10_quick`), as nested dicts.
+
+    Raises UserError for a missing file, for text that is not TOML and for unknown keys.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        shipped = published()
+        if str(name_or_path) not in shipped:
+            raise UserError(
+                f"There is no recipe {str(name_or_path)!r}: neither a file nor one of this package's."
+                + (did_you_mean(str(name_or_path), shipped) or f" Those are: {', '.join(shipped)}.")
+            )
+        path = shipped[str(name_or_path)]
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}. Correct the file.") from error
+    refuse_unknown_keys(raw, source=str(path))
+    return raw
+
+
+def published() -> dict[str, Path]:
+    """Return the recipes that come with this package, by name."""
+    folder = SECTIONS_IN_PACKAGE if SECTIONS_IN_PACKAGE.is_dir() else SECTIONS_IN_CHECKOUT
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """Put flat keywords (`image_size=64`) into their sections; keywords that are None are left out."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        if value is None:
+            continue
+        if name in FLAT:
+            nested.setdefault(FLAT[name], {})[name] = value
+        elif isinstance(value, dict):
+            nested[name] = {**nested.get(name, {}), **value}
+        else:
+            nested[name] = value
+    return nested
+
+
+def merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Merge nested dicts; later layers win, key by key."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def refuse_unknown_keys(raw: dict[str, Any], *, source: str, model: Any = Recipe, inside: str = "") -> None:
+    """Raise UserError for the first key that a recipe does not have, with the nearest one it has."""
+    known = _fields(model)
+    for key, value in raw.items():
+        if key not in known:
+            raise UserError(
+                f"{source}: unknown key {inside + key!r}."
+                + (did_you_mean(key, known) or f" {inside or 'A recipe'} has: {', '.join(known)}.")
+            )
+        section = known[key]
+        if section is None or key == "options":
+            continue
+        if not isinstance(value, dict):
+            raise UserError(f"{source}: {inside + key} is a section; write [{inside + key}] and its keys below it.")
+        refuse_unknown_keys(value, source=source, model=section, inside=f"{inside}{key}.")
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    """Map each field of a section to its own model where it is a section, else to None."""
+    if is_dataclass(model):
+        return {each.name: None for each in fields(model)}
+    return {
+        name: annotation
+        if isinstance(annotation := info.annotation, type)
+        and (is_dataclass(annotation) or issubclass(annotation, BaseModel))
+        else None
+        for name, info in model.model_fields.items()
+    }
+
+
+def to_toml(tree: dict[str, Any], inside: str = "") -> str:
+    """Write nested dicts of strings, numbers, booleans and lists as TOML, plain values before sections."""
+    lines = [f"{key} = {_toml_value(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    text = "\n".join(lines) + "\n" if lines else ""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            text += f"\n[{inside}{key}]\n" + to_toml(value, f"{inside}{key}.").lstrip("\n")
+    return text
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    # A JSON string is a TOML basic string, except that JSON leaves DEL unescaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

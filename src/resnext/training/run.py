@@ -1,0 +1,258 @@
+"""A run: from a folder of images to a bundle, in one directory that can be stopped and taken up again."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from resnext import bundle, catalog, durable, machine
+from resnext.bundle import Bundle
+from resnext.data.manifest import Manifest, scan
+from resnext.engine import choose_device
+from resnext.errors import UserError
+from resnext.training import defaults, journal, recipe
+from resnext.training.journal import Journal, Observer
+from resnext.training.recipe import Recipe
+
+RECIPE, MANIFEST, JOURNAL, MODEL, CHECKPOINTS = (
+    "recipe.toml",
+    "manifest.parquet",
+    "journal.jsonl",
+    "model",
+    "checkpoints",
+)
+CHANGEABLE = {"machine", "epochs"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its directory, its bundle (best on validation) and what that scored on validation."""
+
+    path: Path
+    bundle: Bundle
+    scores: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run needs before the first step: where, on what, how, and what to tell the user about it."""
+
+    path: Path
+    manifest: Manifest
+    recipe: Recipe
+    notes: tuple[str, ...]
+    resumed: bool
+
+
+def train(
+    data: str | Path,
+    /,
+    *,
+    out: str | Path | None = None,
+    recipe: str | Path | None = None,
+    resume: bool = False,
+    observer: Observer = journal.ignore,
+    **fields: Any,
+) -> Run:
+    """Train a classifier on a folder of images, a CSV or a named data set, and return its run.
+
+    `out` is the run's directory (default `runs/NAME`); `recipe` a TOML file or the name of a recipe of this
+    package; `fields` are recipe fields (`network`, `epochs`, `image_size`, …, or whole sections as dicts) and win
+    over it. `observer` is called with every event that the journal gets. Raises UserError for whatever the caller
+    can mend; an interrupted run raises `training.loop.Interrupted` after its state was saved.
+    """
+    return execute(plan(data, out=out, recipe=recipe, resume=resume, fields=fields), observer)
+
+
+def plan(
+    data: str | Path,
+    *,
+    out: str | Path | None,
+    recipe: str | Path | None,
+    resume: bool,
+    fields: dict[str, Any],
+    manifest: Manifest | None = None,
+) -> Plan:
+    """Scan the data, complete the recipe and refuse what cannot work, without writing anything."""
+    said = merge_said(recipe, fields)
+    place = Path(out) if out is not None else default_place(data, resume=resume)
+    if resume:
+        return _plan_resumed(place, said)
+    refuse_occupied(place)
+    if manifest is None:
+        validation = said.get("data", {}).get("validation", 0.1)
+        manifest = scan(data, purpose="train", seed=said.get("seed", 0), validation=validation)
+    complete, reasons = _complete(manifest, said, from_file=recipe is not None)
+    return Plan(place, manifest, complete, (*manifest.notes, *reasons), resumed=False)
+
+
+def merge_said(recipe_name: str | Path | None, fields: dict[str, Any]) -> dict[str, Any]:
+    """Merge a recipe file with keywords, which win; raises UserError for unknown keys in either."""
+    nested = recipe.nest(fields)
+    recipe.refuse_unknown_keys(nested, source="train")
+    return recipe.merge(recipe.load(recipe_name) if recipe_name is not None else {}, nested)
+
+
+def _complete(manifest: Manifest, said: dict[str, Any], *, from_file: bool) -> tuple[Recipe, list[str]]:
+    """Fill in what the caller left open; what a recipe file leaves out of a section it has is off, not guessed."""
+    split = manifest.split("train")
+    if "network" in said:
+        catalog.resolve(said["network"])
+    device = choose_device(said.get("machine", {}).get("device", "auto"))
+    proposal, reasons = defaults.propose(len(split), len(manifest.classes), defaults.sample(split), device, said)
+    if from_file:
+        proposal = {key: value for key, value in proposal.items() if key == "data" or key not in said}
+    complete = Recipe.from_dict(recipe.merge(proposal, said))
+    import torch
+
+    with torch.device("meta"):
+        network = catalog.create(
+            complete.network,
+            num_classes=len(manifest.classes),
+            in_channels=complete.data.channels,
+            **complete.options,
+        )
+    for image_size in (complete.data.image_size, complete.data.early_size):
+        if image_size is not None:
+            cast(Any, network).check_image_size(image_size)
+    return complete, reasons
+
+
+def _plan_resumed(place: Path, said: dict[str, Any]) -> Plan:
+    if not (place / RECIPE).is_file() or not (place / MANIFEST).is_file():
+        raise UserError(f"{place} holds no run to resume. Leave out --resume, or give the run's directory as --out.")
+    recorded = recipe.load(place / RECIPE)
+    for key, value in said.items():
+        if key not in CHANGEABLE and recipe.merge(recorded, {key: value}) != recorded:
+            raise UserError(
+                f"{place} was begun with another {key} than now asked for. Resume without it, "
+                f"or start a new run with another --out. (On resuming, only epochs and machine can change.)"
+            )
+    complete = Recipe.from_dict(recipe.merge(recorded, said), source=str(place / RECIPE))
+    if journal.is_finished(place / JOURNAL) and complete.epochs <= recorded["epochs"]:
+        raise UserError(
+            f"{place} is finished ({recorded['epochs']} epochs). Use more --epochs to extend it, or another --out."
+        )
+    return Plan(place, Manifest.read(place / MANIFEST), complete, (), resumed=True)
+
+
+def execute(planned: Plan, observer: Observer = journal.ignore) -> Run:
+    """Carry a plan out: write the run's directory, train, keep the best bundle, measure it once more."""
+    from resnext.training.loop import Interrupted
+    from resnext.training.session import Session
+
+    place = planned.path
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        durable.write_text(place / RECIPE, planned.recipe.to_toml())
+        if not planned.resumed:
+            planned.manifest.write(place / MANIFEST)
+        session = Session(planned, observer)
+        with Journal(place / JOURNAL, step=session.step_number if planned.resumed else None) as written:
+            return _execute(planned, session, _tell_both(written, observer))
+    except Interrupted as stop:
+        raise Interrupted(
+            stop.signal_number,
+            f"Stopped by {stop}. The state is saved in {place}; go on with the same command and "
+            f"--out {shlex.quote(str(place))} --resume.",
+        ) from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"The disk with {place} is full. The last state that was saved is intact; free some space "
+                "and go on with --resume."
+            ) from error
+        raise
+
+
+def _execute(planned: Plan, session: Any, tell: Observer) -> Run:
+    started = time.perf_counter()
+    manifest = planned.manifest
+    tell(
+        {
+            "event": "resume" if planned.resumed else "start",
+            "at_step": session.step_number,
+            "network": planned.recipe.network,
+            "classes": len(manifest.classes),
+            "train_images": len(manifest.split("train")),
+            "validation_images": len(manifest.split("val")),
+            "notes": [*planned.notes, *session.notes],
+            "device": session.description,
+            "machine": machine.description(),
+            "software": machine.software(),
+        }
+    )
+    session.train(tell)
+    scores = session.measure_best()
+    shutil.rmtree(planned.path / (MODEL + ".old"), ignore_errors=True)
+    kept = Bundle.open(planned.path / MODEL)
+    tell(
+        {
+            "event": "end",
+            "bundle": str(kept.path),
+            "identity": kept.identity,
+            "seconds": round(time.perf_counter() - started, 1),
+            **{key: scores[key] for key in ("images", "top1", "top5", "top1_interval", "loss")},
+        }
+    )
+    return Run(planned.path, kept, scores)
+
+
+def _tell_both(written: Journal, observer: Observer) -> Callable[[journal.Event], None]:
+    def tell(event: journal.Event) -> None:
+        if event["event"] not in ("progress", "estimate"):
+            written(event)
+        observer(event)
+
+    return tell
+
+
+def refuse_occupied(place: Path) -> None:
+    """Raise UserError where a new run must not be written: a run is there, or something else is."""
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    if not place.is_dir():
+        raise UserError(f"{place} is a file. Choose another directory with --out.")
+    if journal.is_finished(place / JOURNAL):
+        raise UserError(
+            f"{place} already holds a finished run; it was left as it is. "
+            "Choose another --out, or --resume with more --epochs."
+        )
+    if (place / RECIPE).exists():
+        raise UserError(f"{place} holds a run that is not finished. Go on with --resume, or choose another --out.")
+    raise UserError(f"{place} is not empty and holds no run. Choose another directory with --out.")
+
+
+def default_place(data: str | Path, *, resume: bool) -> Path:
+    """Return `runs/NAME`, named after the data; `runs/NAME-2` and so on where earlier runs are.
+
+    To resume means the newest of them.
+    """
+    name = re.sub(r"[^\w.-]+", "-", Path(data).resolve().stem if Path(data).exists() else str(data)) or "run"
+    number = 1
+    while (Path("runs") / _numbered(name, number)).exists():
+        number += 1
+    return Path("runs") / _numbered(name, max(1, number - 1) if resume else number)
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
+
+
+def bundle_contents(planned: Plan, results: dict[str, Any]) -> bundle.Contents:
+    """Return what the run's bundle says of itself, with these results."""
+    return bundle.Contents(
+        network=planned.recipe.network,
+        options=dict(planned.recipe.options),
+        classes=tuple(planned.manifest.classes),
+        preprocessing=planned.recipe.data.preprocessing(),
+        recipe=planned.recipe.to_dict(),
+        results=results,
+    )

@@ -1,0 +1,170 @@
+"""What a plan becomes in memory: loaders, network and step, wired to the run's directory."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from resnext import bundle, catalog, machine
+from resnext.bundle import Bundle
+from resnext.data.loader import Loader
+from resnext.engine import TorchEngine
+from resnext.errors import UserError
+from resnext.evaluation.metrics import Scores, evaluate
+from resnext.training import checkpoint
+from resnext.training.journal import Observer
+from resnext.training.loop import Actions, Loop, Position, refuse_too_many_unreadable
+from resnext.training.pixels import open_sources
+from resnext.training.run import CHECKPOINTS, MODEL, bundle_contents
+from resnext.training.step import TrainingStep
+
+if TYPE_CHECKING:
+    from resnext.training.run import Plan
+
+GOLDEN_IMAGES = 8
+
+
+class Session:
+    """A run in memory, at the position of its newest checkpoint or at the beginning."""
+
+    def __init__(self, planned: Plan, observer: Observer) -> None:
+        recipe, manifest = planned.recipe, planned.manifest
+        self.planned, self.recipe = planned, recipe
+        self.notes: list[str] = []
+        self.preprocessing = recipe.data.preprocessing()
+        self.workers = machine.cores() if recipe.machine.workers < 0 else recipe.machine.workers
+        splits = [manifest.split("train"), manifest.split("val")]
+        sources, notes = open_sources(
+            splits,
+            self.preprocessing,
+            cache_gib=recipe.data.cache_gib,
+            workers=self.workers,
+            observer=observer,
+        )
+        self.notes += notes
+        self.train_loader, self.validation_loader = (
+            Loader(
+                source,
+                split,
+                self.preprocessing,
+                augmentation=augmentation,
+                batch_size=recipe.batch_size,
+                workers=self.workers,
+                seed=recipe.seed,
+            )
+            for source, split, augmentation in zip(sources, splits, (recipe.augmentation, None), strict=True)
+        )
+        self.step = TrainingStep(self._network(), recipe, self.preprocessing, len(manifest.classes))
+        self.evaluated: nn.Module = self.step.network
+        if self.step.average is not None:
+            self.evaluated = copy.deepcopy(self.step.network)
+        self.position = Position()
+        if planned.resumed:
+            self._restore()
+
+    @property
+    def step_number(self) -> int:
+        """The number of the next step, counted from the run's beginning."""
+        return self.position.epoch * self.train_loader.steps + self.position.step_in_epoch
+
+    @property
+    def description(self) -> str:
+        """Device and precision in words."""
+        threads = f", {torch.get_num_threads()} threads" if self.step.device.type == "cpu" else ""
+        return f"{self.step.device.type}, {self.step.precision}{threads}"
+
+    def train(self, tell: Observer) -> None:
+        """Train to the recipe's last epoch."""
+        self._tell = tell
+        actions = Actions(validate=self._validate, keep_best=self._keep_best, save=self._save, tell=tell)
+        Loop(self.step, self.train_loader, self.recipe, self.position, actions).run()
+
+    def measure_best(self) -> dict[str, Any]:
+        """Score the kept bundle on validation in fp32, through its own engine, and record that in it."""
+        kept = Bundle.open(self.planned.path / MODEL)
+        engine = TorchEngine(kept.build(), kept.contents.preprocessing, device=self.recipe.machine.device)
+        results = self._results(evaluate(engine, self.validation_loader), "fp32")
+        bundle.write(kept.path, bundle_contents(self.planned, results), kept.read(bundle.WEIGHTS), self._golden(engine))
+        return results
+
+    def _network(self) -> nn.Module:
+        torch.manual_seed(self.recipe.seed)
+        return catalog.create(
+            self.recipe.network,
+            num_classes=len(self.planned.manifest.classes),
+            in_channels=self.recipe.data.channels,
+            **self.recipe.options,
+        )
+
+    def _engine(self, precision: str) -> TorchEngine:
+        if self.step.average is not None:
+            self.evaluated.load_state_dict(self.step.average.values)
+        return TorchEngine(
+            self.evaluated,
+            self.preprocessing,
+            device=self.step.device.type,
+            precision=precision,
+            batch_shapes=(self.recipe.batch_size,) if precision == self.step.precision else (GOLDEN_IMAGES,),
+        )
+
+    def _validate(self) -> Scores:
+        def progress(done: int, total: int) -> None:
+            self._tell({"event": "progress", "of": "validation", "done": done, "total": total})
+
+        scores = evaluate(self._engine(self.step.precision), self.validation_loader, progress)
+        refuse_too_many_unreadable(self.validation_loader, self.recipe.data.max_unreadable)
+        return scores
+
+    def _keep_best(self, scores: Scores) -> None:
+        weights = {
+            name: value.detach().to("cpu", copy=True).contiguous().numpy()
+            for name, value in self.step.evaluated_weights().items()
+        }
+        contents = bundle_contents(self.planned, self._results(scores, self.step.precision))
+        bundle.write(self.planned.path / MODEL, contents, weights)
+
+    def _results(self, scores: Scores, precision: str) -> dict[str, Any]:
+        epoch = self.position.best["epoch"] if self.position.best else self.position.epoch
+        return {
+            **scores.to_dict(),
+            "data": "the validation images of this run, on which the best epoch was chosen",
+            "precision": precision,
+            "epoch": epoch,
+        }
+
+    def _golden(self, engine: TorchEngine) -> tuple[Any, Any]:
+        for batch in self.validation_loader.sequential():
+            if len(batch.labels):
+                pixels = batch.pixels[:GOLDEN_IMAGES]
+                return pixels, engine(pixels)
+        raise AssertionError("validation was scored, so it has images")
+
+    def _save(self) -> None:
+        average = self.step.average
+        state = {
+            "position": self.position.to_dict(),
+            "average_updates": average.updates if average is not None else 0,
+            "loss_scale": self.step.scaler.get_scale() if self.step.scaler.is_enabled() else None,
+        }
+        checkpoint.save(self.planned.path / CHECKPOINTS, self.step_number, self.step.tensors(), state)
+
+    def _restore(self) -> None:
+        loaded = checkpoint.load_newest(self.planned.path / CHECKPOINTS)
+        if loaded is None:
+            self.notes.append("No checkpoint was written before the run stopped; it begins again.")
+            return
+        tensors, state, skipped = loaded
+        self.notes += skipped
+        try:
+            self.step.restore(tensors, state["average_updates"])
+        except (KeyError, RuntimeError) as error:
+            raise UserError(
+                f"The checkpoint in {self.planned.path} does not fit its recipe ({error}). Start a new run."
+            ) from error
+        if state["loss_scale"] is not None:
+            self.step.scaler.update(state["loss_scale"])
+        self.position = Position(**state["position"])
+        self.notes.append(f"Resumed at step {self.step_number}, epoch {self.position.epoch + 1}.")

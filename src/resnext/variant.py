@@ -1,0 +1,62 @@
+"""What the name of a network means, as data.
+
+A network's module says what the network *is*; a `Blueprint` says which one a name means; a `Variant` adds the
+facts that tests hold. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+from resnext.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """All that is needed to build a network, listed or not.
+
+    `network` is called as `network(config, num_classes=…, in_channels=…)`; `config` is its frozen config;
+    `paper` names the source, such as "arXiv:1611.05431 Table 1"; `image_size` is the side, in pixels, that
+    the paper uses.
+    """
+
+    network: Callable[..., nn.Module]
+    config: Any
+    paper: str
+    image_size: int
+    num_classes: int = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant(Blueprint):
+    """A listed network: one row of the literal table `VARIANTS` in its module.
+
+    `parameters` and `macs` (multiply-adds of convolutions and linear layers for one image) are those of
+    inference at `image_size` with `num_classes`; `stages` holds (channels, height, width) out of stage1 …
+    stageN; `training_parameters` counts auxiliary heads as well, and is None where there are none.
+    """
+
+    parameters: int
+    macs: int
+    stages: tuple[tuple[int, int, int], ...]
+    training_parameters: int | None = None
+
+
+def check_choice(field: str, value: object, kind: object) -> None:
+    """Raise UserError unless `value`, of a config's `field`, is a value of the Literal type `kind`."""
+    choices = get_args(kind)
+    if value not in choices:
+        raise UserError(f"{field}={value!r} is not a choice; take one of {', '.join(map(repr, choices))}.")
+
+
+def check_sizes(**fields: object) -> None:
+    """Raise UserError unless every value is a whole number from 1, or a filled sequence of such numbers."""
+    for field, value in fields.items():
+        sizes = value if isinstance(value, tuple | list) else (value,)
+        if not sizes or not all(type(size) is int and size >= 1 for size in sizes):
+            raise UserError(f"{field}={value!r} is not a size; give whole numbers from 1.")

@@ -1,0 +1,163 @@
+"""The commands as a user runs them: what is on stdout, what is on stderr, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from making import TINY, write_colours
+from resnext.cli import run
+from resnext.training.run import train
+
+COMMANDS = ("train", "evaluate", "predict", "networks", "describe", "verify", "demo")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    data = write_colours(folder / "photos", 16)
+    write_colours(folder / "test", 4, seed=9)
+    train(data, out=folder / "run", **{**TINY, "epochs": 2})
+    return folder
+
+
+def command(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = run([str(argument) for argument in arguments])
+    captured = capfd.readouterr()
+    return code, captured.out, captured.err
+
+
+def lines_of_a_mistake(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
+    code, out, err = command(capfd, *arguments)
+    assert (code, out) == (2, ""), err
+    assert "Traceback" not in err
+    assert 1 <= len(err.strip().splitlines()) <= 3, err
+    return err
+
+
+def test_every_command_has_help_with_an_example(capfd: pytest.CaptureFixture[str]) -> None:
+    for name in COMMANDS:
+        code, out, _ = command(capfd, name, "--help")
+        assert code == 0
+        assert f"Example: resnext {name}" in " ".join(out.split()), name
+
+
+def test_train_with_json_prints_json_only_on_stdout(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in TINY.items() if key != "resize"]
+    code, out, err = command(capfd, "train", trained / "photos", "--out", tmp_path / "run", *flags, "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["bundle"] == str(tmp_path / "run" / "model")
+    assert {"images", "top1", "top5", "top1_interval", "loss", "identity"} <= told.keys()
+    assert told["top5"] is None  # three classes
+    assert "Epoch" in err
+
+
+def test_evaluate_and_predict_agree_on_every_file(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = command(capfd, "evaluate", trained / "run", trained / "test", "--json")
+    scores = json.loads(out)
+    assert code == 0
+    assert scores["images"] == 12
+    assert sum(row["images"] for row in scores["per_class"].values()) == 12
+    code, out, _ = command(capfd, "predict", trained / "run", trained / "test", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    correct = sum(row["label"] == Path(row["path"]).parent.name for row in rows)
+    assert correct / len(rows) == pytest.approx(scores["top1"])
+    for row in rows:
+        assert row["label"] == row["ranked"][0]["label"]
+        assert sum(each["probability"] for each in row["ranked"]) == pytest.approx(1)
+
+
+def test_predict_names_unreadable_files_in_their_place(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good = trained / "test" / "red" / "0.png"
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no image")
+    code, out, _ = command(capfd, "predict", trained / "run", bad, good, tmp_path / "none.png", "--json", "--top", 1)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [row["path"] for row in rows] == [str(bad), str(good), str(tmp_path / "none.png")]
+    assert ["error" in row for row in rows] == [True, False, True]
+    assert len(rows[1]["ranked"]) == 1
+    code, out, _ = command(capfd, "predict", trained / "run", bad, "--json")
+    assert code == 2
+
+
+def test_verify_and_describe(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = command(capfd, "verify", trained / "run", "--json")
+    assert (code, json.loads(out)["problems"]) == (0, [])
+    code, out, _ = command(capfd, "describe", trained / "run", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["bundle"]["classes"] == ["blue", "green", "red"]
+    assert told["image_size"] == 16
+    code, out, _ = command(capfd, "describe", "resnext50_32x4d", "--json")
+    assert json.loads(out)["parameters"] == 25_028_904
+    code, out, _ = command(capfd, "networks", "resnet5*", "--json")
+    assert [row["name"] for row in json.loads(out)] == ["resnet50", "resnet50_v1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "{}/nowhere"], "No such file"),
+        (["train", "{}/photos", "--epoch", "3"], "--epochs"),
+        (["train", "{}/photos", "--epochs", "many"], "epochs"),
+        (["train", "{}/photos", "--network", "resnext50_32x4"], "resnext50_32x4d"),
+        (["train", "{}/photos", "--recipe", "{}/none.toml"], "no recipe"),
+        (["train", "{}/photos", "--out", "{}/run"], "finished run"),
+        (["train", "{}/photos", "--out", "{}/empty", "--resume"], "no run to resume"),
+        (["train"], "DATA"),
+        (["evaluate", "{}/nowhere", "{}/test"], "There is no"),
+        (["evaluate", "{}/run", "{}/empty"], "no images"),
+        (["predict", "{}/test", "{}/test"], "holds no bundle"),
+        (["predict", "{}/run", "{}/empty"], "no images"),
+        (["predict", "{}/run", "{}/test", "--top", "0"], "--top"),
+        (["describe", "resnext49_32x4d"], "50, 101 or 152 layers"),
+        (["describe", "resnet49"], "Did you mean"),
+        (["describe", "resnet50", "--image-size", "8"], "32"),
+        (["verify", "{}/test"], "holds no bundle"),
+        (["evaluat"], "evaluate"),
+        (["networks", "--jsn"], "--json"),
+    ],
+)
+def test_mistakes_get_one_to_three_lines_and_exit_code_2(
+    trained: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    (trained / "empty").mkdir(exist_ok=True)
+    assert says in lines_of_a_mistake(capfd, *(each.format(trained) for each in arguments))
+
+
+def test_a_class_that_the_bundle_does_not_know_is_refused(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = write_colours(tmp_path / "test", 2)
+    (data / "red").rename(data / "crimson")
+    assert "crimson" in lines_of_a_mistake(capfd, "evaluate", trained / "run", data)
+
+
+def test_a_fault_of_ours_has_a_traceback_and_exit_code_1(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(self: Any) -> None:
+        raise ValueError("shapes do not match")
+
+    monkeypatch.setattr("resnext.bundle.Bundle.verify", broken)
+    code, _, err = command(capfd, "verify", trained / "run")
+    assert code == 1
+    assert "Traceback" in err
+
+
+def test_output_into_a_closed_pipe_is_no_error(trained: Path) -> None:
+    code = f"{sys.executable} -m resnext networks | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", code], capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr

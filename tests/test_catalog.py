@@ -1,0 +1,224 @@
+"""The catalogue: names without torch, rows that are the tables, and what holds for every network in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+import resnext.networks
+from resnext import catalog
+from resnext.errors import UserError
+from resnext.layers import Network
+
+MODULES = sorted(file.stem for file in Path(resnext.networks.__path__[0]).glob("*.py") if file.stem != "__init__")
+NAMES = catalog.names()
+# One network of each kind of stem, block and shortcut, small enough to run.
+SMALL = [
+    ("cifar_resnet8", {}),
+    ("cifar_plain8", {}),
+    ("cifar_resnet8", {"shortcut": "C"}),
+    ("cifar_resnext11_4x4d", {}),
+    ("cifar_resnext11_4x4d", {"shortcut": "A"}),
+    ("resnet18", {"blocks": (1, 1), "width": 8}),
+    ("resnet50", {"blocks": (2, 1), "width": 8, "shortcut": "A"}),
+    ("resnet50_v1", {"blocks": (1, 1), "width": 8}),
+    ("resnext50_32x4d", {"blocks": (1, 1), "cardinality": 2}),
+]
+
+
+def test_listing_imports_no_torch() -> None:
+    code = (
+        "import sys; from resnext import catalog; assert catalog.names('resnet*'); assert catalog.rows();"
+        "assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_building_on_the_meta_device_imports_no_compiler() -> None:
+    """Bundles are opened in this way, and torch's compiler takes a second to import."""
+    code = (
+        "import sys, torch; from resnext import catalog; torch.set_default_device('meta');"
+        "catalog.create('resnext50_32x4d'); assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_of_networks_has_a_table_and_a_grammar_and_rows_shows_the_table(module: str) -> None:
+    imported = import_module(f"resnext.networks.{module}")
+    assert imported.VARIANTS
+    assert imported.parse("no network") is None
+    rows = {row.pop("name"): row for row in catalog.rows()}
+    assert set(imported.VARIANTS) <= set(NAMES)
+    for name, variant in imported.VARIANTS.items():
+        found = catalog.resolve(name)
+        assert found.variant is variant
+        assert rows[name] == {
+            "paper": variant.paper,
+            "parameters": variant.parameters,
+            "training_parameters": variant.training_parameters or variant.parameters,
+            "macs": variant.macs,
+            "image_size": variant.image_size,
+            "num_classes": variant.num_classes,
+        }
+        assert (found.network, found.config) == (variant.network, variant.config)
+        assert re.match(r"arXiv:\d{4}\.\d{5}", variant.paper)
+        blueprint = imported.parse(name)
+        if blueprint is not None:
+            assert blueprint.config == variant.config, "the grammar and the table disagree"
+            assert (blueprint.network, blueprint.image_size) == (variant.network, variant.image_size)
+            assert blueprint.num_classes == variant.num_classes
+
+
+def test_every_listed_name_belongs_to_a_module() -> None:
+    tables = [set(import_module(f"resnext.networks.{module}").VARIANTS) for module in MODULES]
+    assert set(NAMES) == set().union(*tables)
+    assert len(NAMES) == sum(map(len, tables))
+    assert len(NAMES) >= 46
+
+
+def test_names_come_in_natural_order_and_by_pattern() -> None:
+    assert catalog.names("cifar_resnet[0-9]*") == [f"cifar_resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)]
+    assert catalog.names("resnext50_*") == [f"resnext50_{s}" for s in ("2x40d", "4x24d", "8x14d", "32x4d")]
+    assert catalog.names("nothing*") == []
+    assert [row["name"] for row in catalog.rows("plain*")] == ["plain18", "plain34"]
+
+
+def test_rows_can_be_changed_without_harm() -> None:
+    catalog.rows("resnet18")[0]["macs"] = 0
+    assert catalog.rows("resnet18")[0]["macs"] == 1_814_073_344
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("resnet51", "resnet50"),
+        ("ResNeXt50_32x4d", "resnext50_32x4d"),
+        ("cifar_resnext_32x4d", "cifar_resnext29"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"{name!r}.*Did you mean .*{near}"):
+        catalog.create(name)
+
+
+def test_an_unknown_name_that_resembles_nothing_is_answered_with_where_to_look() -> None:
+    with pytest.raises(UserError, match="resnext networks"):
+        catalog.resolve("?")
+
+
+def test_an_unknown_option_is_answered_with_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"'shortcuts'.*'shortcut'\?\n.*blocks, block, stem, width") as caught:
+        catalog.create("resnet18", shortcuts="A")
+    assert "stride_in" in str(caught.value)
+    with pytest.raises(UserError, match="cardinality, base_width"):
+        catalog.create("resnext50_32x4d", stride_in="1x1")
+
+
+@pytest.mark.parametrize("numbers", [{"num_classes": 0}, {"in_channels": 0}, {"num_classes": -3}])
+def test_sizes_below_one_are_refused(numbers: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        catalog.create("resnet18", **numbers)
+
+
+def test_options_take_the_place_of_fields_and_leave_the_table_alone() -> None:
+    with torch.device("meta"):
+        changed = catalog.create("resnet18", shortcut="A", num_classes=7)
+        listed = catalog.create("resnet18_a", num_classes=7)
+    assert {k: v.shape for k, v in changed.state_dict().items()} == {k: v.shape for k, v in listed.state_dict().items()}
+    assert catalog.resolve("resnet18").config.shortcut == "B"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "1202" not in name])
+def test_every_network_keeps_the_contract(name: str) -> None:
+    """On the meta device: children in order, features by name, a gradient for every parameter."""
+    with torch.device("meta"):
+        found = catalog.resolve(name)
+        network = catalog.create(name)
+        images = torch.empty(2, 3, found.image_size, found.image_size)
+        assert isinstance(network, Network)
+        assert dataclasses.is_dataclass(found.config)
+        hash(found.config)
+        assert network.training
+        features = network.features(images)
+        stages = [f"stage{number}" for number in range(1, len(features) - 1)]
+        assert [child for child, _ in network.named_children()] == ["stem", *stages, "head"] == list(features)
+        losses = network.training_logits(images)
+        assert sum(weight for weight, _ in losses) >= 1.0
+        assert all(logits.shape == (2, found.num_classes) for _, logits in losses)
+        sum(weight * logits.sum() for weight, logits in losses).backward()
+        assert [key for key, parameter in network.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize(("name", "options"), SMALL)
+def test_every_parameter_learns(name: str, options: dict[str, object]) -> None:
+    torch.manual_seed(1)
+    network = catalog.create(name, num_classes=5, **options)
+    logits = network(torch.randn(8, 3, 32, 32))
+    torch.nn.functional.cross_entropy(logits, torch.arange(8) % 5).backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.any(), key
+
+
+@pytest.mark.parametrize(("name", "options"), SMALL)
+def test_evaluation_does_not_depend_on_the_other_images_of_a_batch(name: str, options: dict[str, object]) -> None:
+    torch.manual_seed(2)
+    network = catalog.create(name, num_classes=5, **options)
+    images = torch.randn(6, 3, 32, 32)
+    with torch.no_grad():
+        for _ in range(3):
+            network(images)  # batch norm gathers statistics
+        network.eval()
+        together = network(images)
+        alone = torch.cat([network(image[None]) for image in images])
+        mixed = network(torch.cat((images[:3], 100 * images[3:])))
+    assert together.std() > 0
+    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mixed[:3], together[:3], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), SMALL)
+@pytest.mark.parametrize("in_channels", [1, 3, 6])
+def test_images_may_have_any_number_of_channels(name: str, options: dict[str, object], in_channels: int) -> None:
+    network = catalog.create(name, num_classes=4, in_channels=in_channels, **options).eval()
+    with torch.inference_mode():
+        smallest = network(torch.randn(2, in_channels, network.stride, network.stride))
+        features = network.features(torch.randn(2, in_channels, 40, 24))
+    assert smallest.shape == features["head"].shape == (2, 4)
+
+
+@pytest.mark.parametrize(("name", "options"), SMALL)
+def test_features_are_what_the_forward_pass_computes(name: str, options: dict[str, object]) -> None:
+    torch.manual_seed(3)
+    network = catalog.create(name, **options).eval()
+    images = torch.randn(2, 3, 32, 32)
+    untouched = images.clone()
+    with torch.inference_mode():
+        features = network.features(images)
+        copies = {key: feature.clone() for key, feature in features.items()}
+        assert torch.equal(features["head"], network(images))
+        [(weight, logits)] = network.training_logits(images)
+        again = images
+        for key, child in network.named_children():
+            again = child(again)
+            assert torch.equal(again, copies[key]), "a later layer wrote over an earlier one's output"
+    assert weight == 1.0
+    assert torch.equal(logits, features["head"])
+    assert torch.equal(images, untouched)
+
+
+def test_weights_drawn_with_one_seed_are_the_same() -> None:
+    torch.manual_seed(4)
+    first = catalog.create("cifar_resnet8")
+    torch.manual_seed(4)
+    second = catalog.create("cifar_resnet8").state_dict()
+    assert all(torch.equal(value, second[key]) for key, value in first.state_dict().items())

@@ -1,0 +1,51 @@
+"""The README's commands do what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from making import write_colours
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"<!-- tested -->\n```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    write_colours(tmp_path / "photos", 12, size=32)
+    shutil.copy(tmp_path / "photos" / "red" / "1.png", tmp_path / "photo.jpg")  # its bytes tell its format
+    return tmp_path
+
+
+def execute(place: Path, command: list[str]) -> str:
+    scripts = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_readme_has_both_kinds() -> None:
+    assert [kind for kind, _ in BLOCKS] == ["python", "sh"]
+
+
+def test_python(photos: Path) -> None:
+    code = next(text for kind, text in BLOCKS if kind == "python")
+    assert execute(photos, [sys.executable, "-c", code]).strip() in ("blue", "green", "red")
+
+
+def test_commands(photos: Path) -> None:
+    text = next(text for kind, text in BLOCKS if kind == "sh")
+    # The defaults train for as long as suits the data; here two epochs are enough.
+    text = text.replace("train photos/", "train photos/ --epochs 2")
+    out = execute(photos, ["bash", "-ec", text])
+    assert "top-1" in out
+    assert "photo.jpg" in out
+    assert "is whole" in out

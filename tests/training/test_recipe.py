@@ -1,0 +1,65 @@
+"""A recipe is complete, survives its file, and refuses what it does not know."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from resnext.errors import UserError
+from resnext.training import recipe
+from resnext.training.recipe import Recipe
+
+SMALL = {
+    "network": "cifar_resnet20",
+    "epochs": 2,
+    "batch_size": 4,
+    "data": {"image_size": 32, "resize": 32, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+    "optimizer": {"learning_rate": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", sorted(recipe.published()))
+def test_each_published_recipe_is_valid_and_survives_its_own_toml(name: str) -> None:
+    complete = Recipe.from_dict(recipe.load(name))
+    assert Recipe.from_dict(tomllib.loads(complete.to_toml())) == complete
+
+
+def test_toml_keeps_awkward_strings_and_numbers() -> None:
+    tree = {"a": 'quote " backslash \\ newline \n tab \t ünïcode \x7f', "b": 1e-30, "c": True, "d": {"e": [1, 2.5]}}
+    assert tomllib.loads(recipe.to_toml(tree)) == tree
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"epoch": 3}, r"unknown key 'epoch'.*Did you mean 'epochs'"),
+        ({"optimizer": {"learning_rat": 1}}, r"unknown key 'optimizer.learning_rat'.*'learning_rate'"),
+        ({"augmentation": {"flipp": 1}}, r"unknown key 'augmentation.flipp'.*'flip'"),
+        ({"optimizer": 3}, r"optimizer is a section"),
+        ({"epochs": 0}, r"epochs: .*greater than or equal to 1"),
+        ({"schedule": {"name": "step"}}, r"milestones"),
+        ({"augmentation": {"flip": 2.0}}, r"flip is 2.0"),
+        ({"data": {"resize": 16}}, r"resize"),
+        ({"data": {"std": [0.1, 0.1, 0.0]}}, r"std"),
+    ],
+)
+def test_what_a_recipe_does_not_know_is_refused_by_name(raw: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Recipe.from_dict(recipe.merge(SMALL, raw))
+
+
+def test_later_layers_win_key_by_key() -> None:
+    merged = recipe.merge(SMALL, recipe.nest({"image_size": 16, "learning_rate": 0.5, "epochs": None}))
+    assert merged["data"] == {**SMALL["data"], "image_size": 16}
+    assert merged["optimizer"] == {"learning_rate": 0.5}
+    assert merged["epochs"] == 2
+
+
+def test_missing_broken_and_misspelt_files(tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text("epochs = = 3")
+    with pytest.raises(UserError, match="is not TOML"):
+        recipe.load(tmp_path / "broken.toml")
+    with pytest.raises(UserError, match="Did you mean 'digits'"):
+        recipe.load("digitz")
