@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Everything but the peers that benchmarks compare with.
 EXTRAS := cpu,serve,report,scale,hub,export,heif,test
 
-.PHONY: demo test lint setup bench bench-training bench-loader bench-slow clean
+.PHONY: demo test lint setup bench bench-training bench-loader clean
 
 setup: $(VENV)/.ready
 
@@ -24,10 +24,10 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest
 
 # Long measurements; each prints a table. RESNEXT_CIFAR10 names an unpacked CIFAR-10 or the zip of it.
-bench: bench-training bench-loader bench-slow
+bench: bench-training bench-loader
 
 $(VENV)/.bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),bench]'
@@ -38,9 +38,6 @@ bench-training: $(VENV)/.bench
 
 bench-loader: $(VENV)/.bench
 	$(BIN)/python benchmarks/loader.py
-
-bench-slow: setup
-	$(BIN)/python -m pytest -m slow --timeout 1800
 
 clean:
 	rm -rf $(VENV) build dist

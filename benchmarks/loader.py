@@ -51,9 +51,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        fields: dict[str, Any] = {"network": options.network, "batch_size": options.batch_size}
+        fields: dict[str, Any] = {
+            "network": options.network,
+            "batch_size": options.batch_size,
+            "image_size": 32,
+            "resize": 32,
+            "augmentation": {"crop": "pad", "padding": 4, "flip": 0.5},
+        }
         data = cifar10_place(Path(folder))
-        planned = plan(data, out=Path(folder) / "run", recipe="cifar10_quick", resume=False, fields=fields)
+        planned = plan(data, out=Path(folder) / "run", recipe=None, resume=False, fields=fields)
         session = Session(planned, lambda event: None)
         session.step.network.train()
         loaded = batches(session)

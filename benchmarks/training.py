@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--photos", type=int, default=640)
+    parser.add_argument("--pause", type=float, default=2.0, help="seconds before each slice")
     options = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -195,8 +196,13 @@ def main() -> None:
             "timm, tuned": timm_loop(photos, options, tuned=True),
         }
         speeds: dict[str, list[float]] = {name: [] for name in loops}
-        for _ in range(options.rounds + 1):
-            for name, step in loops.items():
+        names = list(loops)
+        for number in range(options.rounds + 1):
+            # Loaders refill their queues while they wait: let them, and let nobody always follow the same loop.
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                time.sleep(options.pause)
+                step = loops[name]
                 started = time.perf_counter()
                 images = sum(step() for _ in islice(iter(int, 1), options.steps))
                 speeds[name].append(images / (time.perf_counter() - started))

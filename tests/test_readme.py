@@ -13,7 +13,9 @@ import pytest
 
 from making import write_colours
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+WALKTHROUGH = (ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"<!-- tested -->\n```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -49,3 +51,12 @@ def test_commands(photos: Path) -> None:
     assert "top-1" in out
     assert "photo.jpg" in out
     assert "is whole" in out
+
+
+def test_walkthrough(photos: Path) -> None:
+    execute(photos, ["resnext", "train", "photos/", "--epochs", "1", "--out", "runs/photos"])
+    code = re.search(r"```python\n(.*?)```", WALKTHROUGH, flags=re.DOTALL)
+    assert code is not None
+    label, probability = execute(photos, [sys.executable, "-c", code[1]]).split()
+    assert label in ("blue", "green", "red")
+    assert 0.3 < float(probability) <= 1

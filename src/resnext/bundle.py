@@ -148,7 +148,7 @@ def find(path: Path) -> Path:
 
     Where a crash left only `model.old` of a run, that one is meant.
     """
-    places = (path, path / "model", path.with_name(path.name + ".old"), path / "model.old")
+    places = (path, path / "model", Path(f"{path.absolute()}.old"), path / "model.old")
     for place in places:
         if (place / DESCRIPTION).is_file():
             return place
@@ -170,12 +170,13 @@ def write(
 
     `weights` maps state-dict names to arrays; `golden` holds images uint8 N×S×S×C and their float32 logits N×K.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as serialise
 
     with durable.new_directory(path) as beside:
-        save_file(weights, beside / WEIGHTS)
+        # Written by us: safetensors' own writer tells a full disk by an error that is no OSError.
+        (beside / WEIGHTS).write_bytes(serialise(weights))
         if golden is not None:
-            save_file({"pixels": golden[0], "logits": golden[1]}, beside / GOLDEN)
+            (beside / GOLDEN).write_bytes(serialise({"pixels": golden[0], "logits": golden[1]}))
         files = {WEIGHTS: durable.sha256(beside / WEIGHTS)}
         identity = identity_of(contents, files[WEIGHTS])
         (beside / CARD).write_text(_card(contents, identity), encoding="utf-8")

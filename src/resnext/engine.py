@@ -71,7 +71,9 @@ class TorchEngine:
             padding = np.zeros((size - count, *pixels.shape[1:]), np.uint8)
             pixels = np.concatenate([pixels, padding])
         inputs = to_inputs(pixels, self.preprocessing, self.device)
-        with torch.inference_mode(), autocast(self.device, self.precision):
+        # TF32, which CUDA would use for fp32 convolutions, keeps 10 bits of the mantissa.
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=self.precision != "fp32")
+        with torch.inference_mode(), autocast(self.device, self.precision), exact:
             logits: torch.Tensor = self.network(inputs)
         result: np.ndarray = logits[:count].float().cpu().numpy()
         return result

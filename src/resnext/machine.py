@@ -34,7 +34,9 @@ def processor_flags() -> frozenset[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return frozenset()
-    return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), ()))
+    return frozenset(
+        next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), ())
+    )
 
 
 def processor() -> str:

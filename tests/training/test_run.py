@@ -96,17 +96,62 @@ def test_an_interrupted_run_resumes_to_the_same_end(finished: Any, photos: Path,
     assert resumed.bundle.identity == finished.bundle.identity
 
 
+def interrupted(photos: Path, out: Path, at: int) -> Path:
+    """Stop a run like `finished` after the step `at`."""
+
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == at:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(photos, out=out, ema_decay=0.9, observer=interrupt, **TINY)
+    return out
+
+
 def test_a_run_that_lost_its_newest_checkpoint_still_comes_to_the_same_end(
     finished: Any, photos: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(finished.path, tmp_path / "run")
-    newest = checkpoint.listed(tmp_path / "run" / "checkpoints")[-1]
+    run = interrupted(photos, tmp_path / "run", at=14)
+    *older, newest = checkpoint.listed(run / "checkpoints")
     (newest / "state.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="is finished"):
-        train(photos, out=tmp_path / "run", resume=True)
     events: list[dict[str, Any]] = []
-    train(photos, out=tmp_path / "run", resume=True, epochs=4, observer=events.append)
-    assert any("passed over" in note for note in events[0]["notes"] if events[0]["event"] == "resume")
+    resumed = train(photos, out=run, resume=True, observer=events.append)
+    notes = next(event["notes"] for event in events if event["event"] == "resume")
+    assert any(newest.name in note and "passed over" in note for note in notes)
+    assert losses(resumed.path) == losses(finished.path)
+    assert resumed.bundle.identity == finished.bundle.identity
+    assert older
+
+
+def test_a_run_without_one_whole_checkpoint_says_so_and_keeps_its_bundle(photos: Path, tmp_path: Path) -> None:
+    run = interrupted(photos, tmp_path / "run", at=14)
+    before = Bundle.open(run).identity
+    for place in checkpoint.listed(run / "checkpoints"):
+        (place / "state.json").unlink()
+    with pytest.raises(UserError, match="No checkpoint is whole"):
+        train(photos, out=run, resume=True)
+    assert Bundle.open(run).identity == before
+
+
+def test_a_crash_between_the_two_renames_of_the_bundle_loses_nothing(
+    finished: Any, photos: Path, tmp_path: Path
+) -> None:
+    run = interrupted(photos, tmp_path / "run", at=14)
+    (run / "model").rename(run / "model.old")
+    assert train(photos, out=run, resume=True).bundle.identity == finished.bundle.identity
+    assert not (run / "model.old").exists()
+
+
+def test_ctrl_c_before_the_first_step_can_be_resumed(finished: Any, photos: Path, tmp_path: Path) -> None:
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="--resume"):
+        train(photos, out=tmp_path / "run", observer=interrupt, ema_decay=0.9, **TINY)
+    shutil.rmtree(tmp_path / "run" / "checkpoints", ignore_errors=True)
+    resumed = train(photos, out=tmp_path / "run", resume=True)
+    assert losses(resumed.path) == losses(finished.path)
 
 
 def test_more_epochs_extend_a_finished_run(finished: Any, photos: Path, tmp_path: Path) -> None:
@@ -142,6 +187,7 @@ def test_a_loss_that_is_not_finite_stops_with_what_to_try(photos: Path, tmp_path
         ({"network": "resnet18"}, "Take an image size of 32 or more"),
         ({"data": {"early_size": 2}}, "too small"),
         ({"epochs": 0}, "epochs"),
+        ({"batch_size": "many"}, "batch_size"),
         ({"batch": 3}, "unknown key 'batch'.*'batch_size'"),
         ({"recipe": "no_such"}, "no recipe 'no_such'"),
         ({"options": {"shortcut": "Z"}}, "shortcut"),
@@ -164,6 +210,7 @@ def test_unreadable_files_are_named_once_left_out_and_limited(tmp_path: Path) ->
     events: list[dict[str, Any]] = []
     with pytest.raises(UserError, match="--max-unreadable"):
         train(data, out=tmp_path / "strict", **TINY)
+    train(data, out=tmp_path / "strict", resume=True, max_unreadable=0.2)
     run = train(data, out=tmp_path / "run", max_unreadable=0.2, observer=events.append, **TINY)
     named = [Path(e["path"]).name for e in events if e["event"] == "unreadable"]
     skipped = [Path(row["path"]).name for row in run.scores["skipped"]]
@@ -176,15 +223,16 @@ def test_unreadable_files_are_named_once_left_out_and_limited(tmp_path: Path) ->
 def test_a_full_disk_is_one_line_and_the_run_can_go_on(
     finished: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, calls = checkpoint.save, []
+    write, calls = Path.write_bytes, []
 
-    def full(*arguments: Any) -> Path:
-        calls.append(1)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        return save(*arguments)
+    def full(self: Path, data: bytes) -> int:
+        calls.append(self.name)
+        if self.name == "state.safetensors" and calls.count(self.name) == 2:
+            write(self, data[: len(data) // 2])
+            raise OSError(28, "No space left on device", str(self))
+        return write(self, data)
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match=r"is full.*--resume"):
         train(photos, out=tmp_path / "run", ema_decay=0.9, **TINY)
     monkeypatch.undo()
@@ -245,7 +293,7 @@ def test_folds_validate_every_image_once_and_give_mean_and_interval(tmp_path: Pa
     data = write_colours(tmp_path / "photos", 10)
     result = train_folds(data, 3, out=tmp_path / "run", **{**TINY, "epochs": 1})
     assert result["images"] == 30
-    top1 = [fold["top1"] for fold in result["folds"]]
+    top1 = result["folds"]
     assert result["top1"] == pytest.approx(np.mean(top1))
     half = 4.302652729911275 * np.std(top1, ddof=1) / np.sqrt(3)  # Student's t, 2 degrees of freedom, 97.5 %
     assert result["top1_interval"][1] == pytest.approx(min(1, result["top1"] + half))

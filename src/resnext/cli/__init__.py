@@ -12,6 +12,11 @@ from collections.abc import Sequence
 from resnext.errors import UserError
 
 USER_MISTAKE, OUR_FAULT = 2, 1
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space, or choose another place."),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a place where you may read and write."),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP), "Choose another path."),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,9 +42,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-            return _told(f"{error.filename or 'A file'}: {error.strerror}. Free some space or choose another place.")
-        return _fault()
+        if (advice := ADVICE.get(error.errno or 0)) is None:
+            return _fault()
+        return _told(f"{error.filename or 'A file'}: {error.strerror}. {advice}")
     except Exception as error:
         if (code := getattr(error, "exit_code", None)) is not None:
             return _told(str(error), int(code))

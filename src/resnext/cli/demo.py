@@ -8,6 +8,8 @@ from pathlib import Path
 
 from resnext.cli.output import note
 
+MARKER = ".resnext-demo"
+
 
 def demo(*, out: Path = Path("runs/demo")) -> int:
     """Train on 1,797 handwritten digits, evaluate on a test split, predict a few images; a minute on two cores.
@@ -22,10 +24,13 @@ def demo(*, out: Path = Path("runs/demo")) -> int:
     from resnext import demo as material
     from resnext.errors import UserError
 
-    if out.exists() and not (out / "digits").is_dir() and any(out.iterdir()):
+    data, run, marker = out / "digits", out / "run", out / MARKER
+    if out.is_file() or (out.exists() and not marker.exists() and any(out.iterdir())):
         raise UserError(f"{out} is not an earlier demo's and was left as it is. Choose another --out.")
-    shutil.rmtree(out, ignore_errors=True)
-    data, run = out / "digits", out / "run"
+    out.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    for earlier in (data, run):
+        shutil.rmtree(earlier, ignore_errors=True)
     note(f"1,797 handwritten digits, 8×8 pixels, as PNG files in {data}/train and {data}/test.")
     material.write_digits(data)
     shown = material.some_test_images(data)

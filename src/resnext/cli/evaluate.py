@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resnext.cli.inference import Inference
 from resnext.cli.output import Output, note, print_json, print_table
 from resnext.cli.progress import Display
+
+if TYPE_CHECKING:
+    from resnext.evaluation.metrics import Scores
 
 WORST = 20
 
@@ -44,15 +48,23 @@ def evaluate(
             device=on.device,
             precision=on.precision,
         )
+    for line in scores.notes:
+        note(line)
     if output.json:
         print_json(scores.to_dict())
         return
+    _print(scores)
+
+
+def _print(scores: Scores) -> None:
     low, high = scores.top1_interval
     print(f"top-1  {scores.top1:.4f}  (95 % interval {low:.4f} to {high:.4f})")
     if scores.top5 is not None:
         print(f"top-5  {scores.top5:.4f}")
     print(f"loss   {scores.loss:.4f}")
     print(f"images {scores.images}, left out {len(scores.skipped)}\n")
+    for path, error in scores.skipped:
+        note(f"Left out: {path}: {error}.")
     rows = [(name, row["images"], row["top1"]) for name, row in scores.per_class().items() if row["images"]]
     rows.sort(key=lambda row: row[2])
     print_table(("class", "images", "top-1"), [(n, k, f"{share:.4f}") for n, k, share in rows[:WORST]], right=(1, 2))

@@ -39,7 +39,11 @@ def console() -> Console:
     """Return a rich console on stdout; where that is no terminal, lines are as long as they need to be."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+    class Ours(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with 1; `cli.run` knows what a closed pipe means
+
+    return Ours(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 
 
 def error_console() -> Console:
@@ -52,10 +56,11 @@ def error_console() -> Console:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()) -> None:
     """Print a table on stdout; columns whose numbers are in `right` are aligned to the right."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in right else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(str(value) for value in row))
+        table.add_row(*(Text(str(value)) for value in row))
     console().print(table)

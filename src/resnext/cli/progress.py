@@ -63,6 +63,9 @@ class Display:
             self.progress.remove_task(self.tasks.pop(name))
 
     def _show_start(self, event: dict[str, Any]) -> None:
+        self.steps_left = None
+        if self.progress is not None and "training" in self.tasks:
+            self.progress.remove_task(self.tasks.pop("training"))
         for line in event["notes"]:
             self.say(line)
         self.say(
@@ -85,6 +88,12 @@ class Display:
         if "training" not in self.tasks:
             self.first_step = event["step"]
         self.bar("training", event["step"] - self.first_step + 1, self.steps_left)
+
+    def _show_note(self, event: dict[str, Any]) -> None:
+        self.say(event["text"])
+
+    def _show_stopping(self, event: dict[str, Any]) -> None:
+        self.say("Stopping after this step and saving; once more stops at once.")
 
     def _show_unreadable(self, event: dict[str, Any]) -> None:
         self.say(f"Left out: {event['path']}: {event['error']}.")

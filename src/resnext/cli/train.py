@@ -118,7 +118,7 @@ def _train(
     if folds is not None:
         from resnext.training.folds import train_folds
 
-        return train_folds(data, folds, out=place.out, recipe=recipe, observer=display, **fields)
+        return train_folds(data, folds, out=place.out, recipe=recipe, resume=place.resume, observer=display, **fields)
     run = train(data, out=place.out, recipe=recipe, resume=place.resume, observer=display, **fields)
     return {
         "run": str(run.path),

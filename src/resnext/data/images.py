@@ -173,6 +173,22 @@ def _decode(data: bytes, mode: str, pixel_limit: int) -> Image.Image:
     width, height = image.size
     if width * height > pixel_limit:
         raise _Refusal(f"{width} × {height} pixels are more than the limit of {pixel_limit:,}")
+    return _upright(image, mode)
+
+
+def as_picture(image: Image.Image, *, channels: int = 3) -> Image.Image:
+    """Return what `read_image` would make of a file with this picture: upright, opaque, 8 bits, "L" or "RGB".
+
+    Raises UserError for a picture that cannot be brought there.
+    """
+    try:
+        with _quiet():
+            return _upright(image, "L" if channels == 1 else "RGB")
+    except _Refusal as refusal:
+        raise UserError(f"The picture cannot be read: {refusal}.") from None
+
+
+def _upright(image: Image.Image, mode: str) -> Image.Image:
     image.load()
     turned = _TURNS.get(_orientation(image))
     if image.mode.startswith("I;16"):
@@ -237,6 +253,7 @@ def _over_white(image: Image.Image) -> Image.Image:
     """Lay a picture with any kind of transparency over white; mode "RGB"."""
     key = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+        image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in key)  # the pixels came down from 16 bits, too
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

@@ -137,7 +137,8 @@ def scan(
         _check_trainable(data, listing)
     known = tuple(classes or _own_classes(listing, purpose))
     _check_names(data, listing, known, "the network has" if classes else "the training images have")
-    table, notes = _table(listing, known), (*listing.notes, *_missing_classes(listing, known))
+    table = _table(listing, known)
+    notes = (*listing.notes, *_missing_classes(listing, known), *_passed_over(listing.ignored))
     manifest = Manifest(listing.root, known, table, dict(listing.ignored), notes)
     if purpose == "train" and "val" not in listing.splits:
         return _with_validation(manifest, seed, validation)
@@ -176,6 +177,12 @@ def _located(data: str | Path) -> Path:
             f"DATA is a folder with one folder of images a class, a CSV file, or {' | '.join(named.NAMES)}."
         ) from error
     return path
+
+
+def _passed_over(ignored: Counter[str]) -> list[str]:
+    """Say what was not taken for an image, where there was something."""
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in ignored.items() if count)
+    return [f"passed over: {counts}"] if counts else []
 
 
 def _nothing_found(data: str | Path, ignored: Counter[str]) -> str:

@@ -21,7 +21,8 @@ class Scores:
     """One row an image that could be read, in the split's order, and the images that could not be.
 
     `labels`, `predicted`: class indices; `probability`: of the predicted class; `place`: how many classes were
-    ranked above the true one; `losses`: −log probability of the true class, in nats.
+    ranked above the true one; `losses`: −log probability of the true class, in nats. `notes` say what to know
+    of the data.
     """
 
     classes: tuple[str, ...]
@@ -32,6 +33,7 @@ class Scores:
     place: np.ndarray
     losses: np.ndarray
     skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -78,6 +80,7 @@ class Scores:
             "loss": self.loss,
             "per_class": self.per_class(),
             "skipped": [{"path": path, "error": error} for path, error in self.skipped],
+            "notes": list(self.notes),
         }
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from resnext.bundle import Bundle
-from resnext.data.images import read_image
+from resnext.data.images import as_picture, read_image
 from resnext.data.preprocessing import Preprocessing
 from resnext.engine import Engine, TorchEngine, rank
+from resnext.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -98,12 +99,21 @@ class Classifier:
         return self.rank(self.engine(np.stack(pixels)), names, top)
 
     def _read(self, picture: Picture) -> Image.Image:
-        if isinstance(picture, Image.Image):
-            return picture.convert(self.preprocessing.mode)
+        channels = self.preprocessing.channels
         if isinstance(picture, np.ndarray):
-            flat = picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture
-            return Image.fromarray(flat).convert(self.preprocessing.mode)
-        return read_image(picture, channels=self.preprocessing.channels)
+            if (
+                picture.dtype != np.uint8
+                or picture.ndim not in (2, 3)
+                or picture.shape[2:] not in ((), (1,), (3,), (4,))
+            ):
+                raise UserError(
+                    f"An array of {picture.dtype} and shape {picture.shape} is no image. "
+                    "Give uint8, H×W or H×W×C with 1, 3 or 4 channels."
+                )
+            picture = Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
+        if isinstance(picture, Image.Image):
+            return as_picture(picture, channels=channels)
+        return read_image(picture, channels=channels)
 
     def rank(self, logits: np.ndarray, names: Sequence[str | None], top: int | None) -> list[Prediction]:
         """Turn logits N×K into predictions; `names` are the images' paths, or None."""

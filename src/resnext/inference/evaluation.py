@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from resnext import machine
-from resnext.data.loader import Files, Loader
-from resnext.data.manifest import scan
+from resnext.data.manifest import Manifest, scan
 from resnext.errors import UserError
 from resnext.evaluation import metrics
 from resnext.evaluation.metrics import Scores
-from resnext.inference.files import load
+from resnext.inference.files import load, reader
 
 
 def evaluate(
@@ -29,16 +28,9 @@ def evaluate(
     than the share `max_unreadable` of them raises UserError, as does a class that the bundle does not know.
     """
     classifier = load(bundle, device=device, precision=precision)
-    split = scan(data, purpose="evaluate", classes=classifier.classes).split("test")
-    loader = Loader(
-        Files(split, classifier.preprocessing),
-        split,
-        classifier.preprocessing,
-        augmentation=None,
-        batch_size=classifier.engine.batch_size,
-        workers=machine.cores(),
-        seed=0,
-    )
+    manifest = scan(data, purpose="evaluate", classes=classifier.classes)
+    split = manifest.split("test")
+    loader = reader(classifier, split)
     scores = metrics.evaluate(classifier.engine, loader, progress)
     if len(scores.skipped) > max_unreadable * len(split):
         path, why = scores.skipped[0]
@@ -46,4 +38,21 @@ def evaluate(
             f"{len(scores.skipped)} of {len(split)} images cannot be read, more than the share {max_unreadable:g} "
             f"that is allowed; for example {path}: {why}.\nMend or remove them, or allow more with --max-unreadable."
         )
-    return scores
+    return dataclasses.replace(scores, notes=(*manifest.notes, *_seen_in_training(classifier.bundle.path, manifest)))
+
+
+def _seen_in_training(bundle: Path, manifest: Manifest) -> list[str]:
+    """Say how many of the images the bundle's run was trained or chosen on, where that run is still around it."""
+    record = bundle.parent / "manifest.parquet"
+    if not record.is_file():
+        return []
+    import pyarrow.compute as pc
+
+    trained = Manifest.read(record)
+    if trained.root.resolve() != manifest.root.resolve():
+        return []
+    seen = pc.sum(pc.is_in(manifest.table["path"], value_set=trained.table["path"].combine_chunks())).as_py() or 0
+    if not seen:
+        return []
+    count = manifest.table.num_rows
+    return [f"{seen:,} of these {count:,} images trained or chose this network; new images will score lower"]

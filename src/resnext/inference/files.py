@@ -1,4 +1,4 @@
-"""From a bundle and paths to labels, streamed in batches; memory does not grow with the number of files."""
+"""From a bundle and paths to labels, streamed in batches; what grows with the number of files is their paths."""
 
 from __future__ import annotations
 
@@ -33,23 +33,15 @@ def load(bundle: str | Path, *, device: str = "auto", precision: str = "fp32") -
 def predict_files(
     classifier: Classifier, paths: Sequence[str | Path], *, top: int | None = None
 ) -> Iterator[Prediction | Unreadable]:
-    """Classify files, and the images below folders, in order; an unreadable file gives an Unreadable in its place.
+    """Classify files, and the images below folders, in order.
 
-    Raises UserError for a path that does not exist and for a folder without images.
+    A file that does not exist or cannot be read gives an Unreadable in its place. Raises UserError for a folder
+    without images.
     """
     if top is not None and top < 1:
         raise UserError(f"--top {top} ranks nothing. Give 1 or more.")
     split = _as_split(classifier, [file for path in paths for file in _files(Path(path))])
-    source = Files(split, classifier.preprocessing)
-    loader = Loader(
-        source,
-        split,
-        classifier.preprocessing,
-        augmentation=None,
-        batch_size=classifier.engine.batch_size,
-        workers=machine.cores(),
-        seed=0,
-    )
+    loader = reader(classifier, split)
     following = 0
     for batch in loader.sequential():
         logits = classifier.engine(batch.pixels) if len(batch.indices) else None
@@ -59,6 +51,18 @@ def predict_files(
             yield classifier.rank(logits[row : row + 1], [str(split.path(index))], top)[0]
             following = index + 1
     yield from _unreadable(loader, following, len(split))
+
+
+def reader(classifier: Classifier, split: Split) -> Loader:
+    """Return the loader that reads a split's files in order, in batches that suit the classifier's engine."""
+    preprocessing = classifier.preprocessing
+    return Loader(
+        Files(split, preprocessing),
+        split,
+        preprocessing,
+        batch_size=classifier.engine.batch_size,
+        workers=machine.cores(),
+    )
 
 
 def _unreadable(loader: Loader, start: int, stop: int) -> Iterator[Unreadable]:
@@ -89,5 +93,8 @@ def _as_split(classifier: Classifier, files: Sequence[Path]) -> Split:
     import pyarrow as pa
 
     zeros = np.zeros(len(files), np.int64)
-    paths = pa.array([str(file) for file in files], pa.string())
+    try:
+        paths = pa.array([str(file) for file in files], pa.string())
+    except UnicodeEncodeError as error:
+        raise UserError(f"A file's name is not UTF-8: {error.object!r}. Rename it.") from error
     return Split(Path(), classifier.classes, paths, zeros.astype(np.int32), zeros, zeros)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from resnext import durable
+from resnext.errors import UserError
 
 TENSORS = "state.safetensors"
 STATE = "state.json"
@@ -22,11 +23,15 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
 
     A crash at any moment leaves the checkpoints that were there, and this one either whole or not at all.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialise
 
     place = folder / f"step-{step}"
+    for left in (*folder.glob("step-*.new"), *folder.glob("step-*.old")):  # of a process that was killed here
+        shutil.rmtree(left, ignore_errors=True)
     with durable.new_directory(place) as beside:
-        save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, beside / TENSORS)
+        # Written by us: safetensors' own writer tells a full disk by an error that is no OSError.
+        plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+        (beside / TENSORS).write_bytes(serialise(plain))
         (beside / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         hashes = {name: durable.sha256(beside / name) for name in (TENSORS, STATE)}
         (beside / MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
@@ -42,9 +47,10 @@ def listed(folder: Path) -> list[Path]:
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
-    """Load the newest checkpoint whose hashes hold; None where there is none.
+    """Load the newest checkpoint whose hashes hold; None where none was written yet.
 
     Returns its tensors, its state, and one line for each newer checkpoint that was passed over, with the reason.
+    Raises UserError where there are checkpoints and every one is damaged.
     """
     from safetensors.torch import load_file
 
@@ -55,6 +61,8 @@ def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[s
             continue
         state = json.loads((place / STATE).read_text(encoding="utf-8"))
         return load_file(place / TENSORS), state, skipped
+    if skipped:
+        raise UserError("\n".join([*skipped[:2], "No checkpoint is whole. Start a new run with another --out."]))
     return None
 
 

@@ -136,7 +136,8 @@ def _network_and_size(side: int, images: int, budget: float, said: dict[str, Any
     macs, size, network = affordable[-1]
     why = (
         f"Network {network} at {size}×{size} pixels ({macs / 1e6:.0f} million multiply-adds an image): "
-        f"images are about {side} pixels on the shorter side, and a first run should take at most {MINUTES} minutes."
+        f"images are about {side} pixels on the shorter side, and a first run should take at most {MINUTES} minutes"
+        + ("." if macs <= budget else f"; this will take about {MINUTES * macs / budget:.0f}.")
     )
     return network, size, why
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from resnext.bundle import Bundle
 from resnext.data.manifest import folds as cut
 from resnext.data.manifest import scan
 from resnext.errors import UserError
-from resnext.training.journal import Observer, ignore
-from resnext.training.run import Plan, default_place, execute, merge_said, plan, refuse_occupied
+from resnext.training.journal import Observer, ignore, is_finished
+from resnext.training.loop import Interrupted
+from resnext.training.run import JOURNAL, RECIPE, default_place, execute, how_to_resume, merge_said, plan
 
 CONFIDENCE = 0.95
 
@@ -24,30 +26,41 @@ def train_folds(
     *,
     out: str | Path | None = None,
     recipe: str | Path | None = None,
+    resume: bool = False,
     observer: Observer = ignore,
     **fields: Any,
 ) -> dict[str, Any]:
     """Train K runs in `out/fold-1` … `out/fold-K` and return their mean top-1 with its interval.
 
-    Each image is validated by exactly one run. The interval is Student's t over the K folds; because folds share
-    training images it is a guide, not a test. Raises UserError for K below 2 and for what `train` refuses.
+    Each image is validated by at most one run (a class of a single image stays in training). The interval is
+    Student's t over the K folds; because folds share training images it is a guide, not a test. `resume` leaves
+    finished folds as they are and goes on with the others. Raises UserError for K below 2 and for what `train`
+    refuses.
     """
     if k < 2:
         raise UserError(f"--folds {k} is no cross-validation. Use 2 or more, or leave it out.")
-    place = Path(out) if out is not None else default_place(data, resume=False)
-    refuse_occupied(place)
+    place = Path(out) if out is not None else default_place(data, resume=resume)
+    if not resume and any(place.glob("fold-*")):
+        raise UserError(f"{place} holds folds already. Go on with --resume, or choose another --out.")
     said = merge_said(recipe, fields)
     seed = said.get("seed", 0)
     whole = scan(data, purpose="train", seed=seed, validation=said.get("data", {}).get("validation", 0.1))
-    plans: list[Plan] = [
-        plan(data, out=place / f"fold-{number}", recipe=recipe, resume=False, fields=fields, manifest=part)
-        for number, part in enumerate(cut(whole, k, seed), 1)
-    ]
-    scores = [execute(each, observer).scores for each in plans]
-    top1 = [score["top1"] for score in scores]
-    mean, low, high = student_interval(top1)
+    scores, plans = [], []
+    for number, part in enumerate(cut(whole, k, seed), 1):
+        fold = place / f"fold-{number}"
+        if resume and is_finished(fold / JOURNAL):
+            scores.append(Bundle.open(fold).contents.results)
+            continue
+        begun = resume and (fold / RECIPE).is_file()
+        plans.append(plan(data, out=fold, recipe=recipe, resume=begun, fields=fields, manifest=part))
+    try:
+        scores += [execute(each, observer).scores for each in plans]
+    except Interrupted as stop:
+        raise Interrupted(stop.signal_number, how_to_resume(stop.signal_number, place)) from None
+    mean, low, high = student_interval([score["top1"] for score in scores])
     return {
-        "folds": [{"run": str(each.path), "top1": share} for each, share in zip(plans, top1, strict=True)],
+        "run": str(place),
+        "folds": [score["top1"] for score in scores],
         "images": sum(score["images"] for score in scores),
         "top1": mean,
         "top1_interval": [low, high],

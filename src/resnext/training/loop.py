@@ -79,6 +79,8 @@ class Loop:
                 started = time.perf_counter()
                 self._train_epoch(requested)
                 trained = time.perf_counter() - started
+                if requested:
+                    self.actions.tell({"event": "stopping"})
                 scores = self.actions.validate()
                 self._finish_epoch(scores, trained, time.perf_counter() - started - trained)
                 if requested:
@@ -95,6 +97,7 @@ class Loop:
             self._one_step(batch, data_seconds)
             position.step_in_epoch += 1
             if requested and position.step_in_epoch < self.steps_per_epoch:
+                self.actions.tell({"event": "stopping"})
                 self.actions.save()
                 raise Interrupted(requested[0])
             if time.monotonic() - saved > 60 * self.recipe.machine.checkpoint_every:
@@ -126,13 +129,22 @@ class Loop:
                 "update_seconds": round(outcome.update_seconds, 6),
             }
         )
+        if len(self.seconds) == STEPS_BEFORE_ESTIMATE:
+            return
         self.seconds.append(data_seconds + outcome.compute_seconds + outcome.update_seconds)
         if len(self.seconds) == STEPS_BEFORE_ESTIMATE:
             steady = sorted(self.seconds[STEPS_TO_WARM_UP:])
-            left = self.steps_per_epoch * self.recipe.epochs - step
-            self.actions.tell(
-                {"event": "estimate", "seconds": round(left * steady[len(steady) // 2], 1), "steps": left}
-            )
+            seconds = self._relative_cost_left(step) * steady[len(steady) // 2]
+            left = self.steps_per_epoch * self.recipe.epochs - step - 1
+            self.actions.tell({"event": "estimate", "seconds": round(seconds, 1), "steps": left})
+
+    def _relative_cost_left(self, step: int) -> float:
+        """Return what the steps left cost, in steps like this one; smaller early inputs cost by their area."""
+        data, all_steps = self.recipe.data, self.steps_per_epoch * self.recipe.epochs
+        early_end = min(all_steps, data.early_epochs * self.steps_per_epoch) if data.early_size else 0
+        early = max(0, early_end - step)
+        ratio = (data.image_size / data.early_size) ** 2 if data.early_size and early else 1.0
+        return early + ratio * (all_steps - step - early)
 
     def _finish_epoch(self, scores: Scores, train_seconds: float, validate_seconds: float) -> None:
         position = self.position

@@ -18,11 +18,15 @@ def open_sources(
 
     `cache_gib` is the most that all cached pixels may take on the disk, in GiB; 0 reads the files.
     """
-    notes: list[str] = []
+    notes: list[str] = []  # said at once, as some explain a wait, and returned for the journal
     if cache_gib > 0:
 
         def progress(done: int, total: int) -> None:
             observer({"event": "progress", "of": "decoding", "done": done, "total": total})
+
+        def note(text: str) -> None:
+            notes.append(text)
+            observer({"event": "note", "text": text})
 
         caches = open_cache(
             splits,
@@ -30,7 +34,7 @@ def open_sources(
             budget_bytes=int(cache_gib * 2**30),
             workers=workers,
             progress=progress,
-            note=notes.append,
+            note=note,
         )
         if caches is not None:
             return list(caches), notes

@@ -138,15 +138,7 @@ class Recipe(BaseModel):
     def from_dict(cls, raw: dict[str, Any], *, source: str = "the recipe") -> Recipe:
         """Validate a nested dict; raises UserError that names the wrong key or value, and the nearest key."""
         refuse_unknown_keys(raw, source=source)
-        try:
-            recipe = cls.model_validate(raw)
-        except ValidationError as error:
-            first = error.errors()[0]
-            if first["type"] == "value_error" and isinstance(first.get("ctx", {}).get("error"), UserError):
-                raise UserError(f"{source}: {first['ctx']['error']}") from error
-            place = ".".join(str(part) for part in first["loc"])
-            given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
-            raise UserError(f"{source}: {place}: {first['msg']}{given}. Correct it.") from error
+        recipe = _validated(raw, source)
         recipe.data.preprocessing()
         return recipe
 
@@ -158,6 +150,37 @@ class Recipe(BaseModel):
     def to_toml(self) -> str:
         """Return the recipe as TOML that `load` reads back to an equal recipe."""
         return to_toml(self.to_dict())
+
+
+def coerce(said: dict[str, Any]) -> dict[str, Any]:
+    """Return part of a recipe with every value of its field's type; raises UserError for one that cannot be."""
+    return _picked(_validated(merge(_ANY_COMPLETE, said), "the recipe").to_dict(), said)
+
+
+def _picked(whole: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    nested = {key for key, value in said.items() if isinstance(value, dict) and key != "options"}
+    return {key: _picked(whole[key], said[key]) if key in nested else whole[key] for key in said if key in whole}
+
+
+_ANY_COMPLETE: dict[str, Any] = {
+    "network": "",
+    "epochs": 1,
+    "batch_size": 2,
+    "data": {"image_size": 1, "resize": 4096, "mean": [0.0], "std": [1.0]},
+    "optimizer": {"learning_rate": 1.0},
+}
+
+
+def _validated(raw: dict[str, Any], source: str) -> Recipe:
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "value_error" and isinstance(first.get("ctx", {}).get("error"), UserError):
+            raise UserError(f"{source}: {first['ctx']['error']}") from error
+        place = ".".join(str(part) for part in first["loc"])
+        given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
+        raise UserError(f"{source}: {place}: {first['msg']}{given}. Correct it.") from error
 
 
 def load(name_or_path: str | Path) -> dict[str, Any]:

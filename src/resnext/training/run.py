@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shlex
-import shutil
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,17 +94,18 @@ def plan(
 
 
 def merge_said(recipe_name: str | Path | None, fields: dict[str, Any]) -> dict[str, Any]:
-    """Merge a recipe file with keywords, which win; raises UserError for unknown keys in either."""
+    """Merge a recipe file with keywords, which win; raises UserError for what no recipe can have."""
     nested = recipe.nest(fields)
     recipe.refuse_unknown_keys(nested, source="train")
-    return recipe.merge(recipe.load(recipe_name) if recipe_name is not None else {}, nested)
+    said = recipe.coerce(recipe.merge(recipe.load(recipe_name) if recipe_name is not None else {}, nested))
+    if "network" in said:
+        catalog.resolve(said["network"])
+    return said
 
 
 def _complete(manifest: Manifest, said: dict[str, Any], *, from_file: bool) -> tuple[Recipe, list[str]]:
     """Fill in what the caller left open; what a recipe file leaves out of a section it has is off, not guessed."""
     split = manifest.split("train")
-    if "network" in said:
-        catalog.resolve(said["network"])
     device = choose_device(said.get("machine", {}).get("device", "auto"))
     proposal, reasons = defaults.propose(len(split), len(manifest.classes), defaults.sample(split), device, said)
     if from_file:
@@ -128,19 +129,26 @@ def _complete(manifest: Manifest, said: dict[str, Any], *, from_file: bool) -> t
 def _plan_resumed(place: Path, said: dict[str, Any]) -> Plan:
     if not (place / RECIPE).is_file() or not (place / MANIFEST).is_file():
         raise UserError(f"{place} holds no run to resume. Leave out --resume, or give the run's directory as --out.")
-    recorded = recipe.load(place / RECIPE)
-    for key, value in said.items():
-        if key not in CHANGEABLE and recipe.merge(recorded, {key: value}) != recorded:
+    raw = recipe.load(place / RECIPE)
+    recorded = Recipe.from_dict(raw, source=str(place / RECIPE))
+    complete = Recipe.from_dict(recipe.merge(raw, said), source=str(place / RECIPE))
+    for name in Recipe.model_fields.keys() - CHANGEABLE:
+        if _deciding(complete, name) != _deciding(recorded, name):
             raise UserError(
-                f"{place} was begun with another {key} than now asked for. Resume without it, "
-                f"or start a new run with another --out. (On resuming, only epochs and machine can change.)"
+                f"{place} was begun with another {name} than now asked for. Resume without it, "
+                "or start a new run with another --out. (On resuming, only epochs and machine can change.)"
             )
-    complete = Recipe.from_dict(recipe.merge(recorded, said), source=str(place / RECIPE))
-    if journal.is_finished(place / JOURNAL) and complete.epochs <= recorded["epochs"]:
+    if journal.is_finished(place / JOURNAL) and complete.epochs <= recorded.epochs:
         raise UserError(
-            f"{place} is finished ({recorded['epochs']} epochs). Use more --epochs to extend it, or another --out."
+            f"{place} is finished ({recorded.epochs} epochs). Use more --epochs to extend it, or another --out."
         )
     return Plan(place, Manifest.read(place / MANIFEST), complete, (), resumed=True)
+
+
+def _deciding(complete: Recipe, name: str) -> Any:
+    """Return a field of the recipe without what changes nothing that is learned."""
+    value = getattr(complete, name)
+    return value.model_copy(update={"max_unreadable": 0, "cache_gib": 0}) if name == "data" else value
 
 
 def execute(planned: Plan, observer: Observer = journal.ignore) -> Run:
@@ -151,18 +159,15 @@ def execute(planned: Plan, observer: Observer = journal.ignore) -> Run:
     place = planned.path
     try:
         place.mkdir(parents=True, exist_ok=True)
-        durable.write_text(place / RECIPE, planned.recipe.to_toml())
         if not planned.resumed:
             planned.manifest.write(place / MANIFEST)
+            durable.write_text(place / RECIPE, planned.recipe.to_toml())
         session = Session(planned, observer)
         with Journal(place / JOURNAL, step=session.step_number if planned.resumed else None) as written:
             return _execute(planned, session, _tell_both(written, observer))
-    except Interrupted as stop:
-        raise Interrupted(
-            stop.signal_number,
-            f"Stopped by {stop}. The state is saved in {place}; go on with the same command and "
-            f"--out {shlex.quote(str(place))} --resume.",
-        ) from None
+    except (Interrupted, KeyboardInterrupt) as stop:
+        number = stop.signal_number if isinstance(stop, Interrupted) else signal.SIGINT
+        raise Interrupted(number, how_to_resume(number, place)) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
@@ -170,6 +175,14 @@ def execute(planned: Plan, observer: Observer = journal.ignore) -> Run:
                 "and go on with --resume."
             ) from error
         raise
+
+
+def how_to_resume(signal_number: int, place: Path) -> str:
+    """Say what stopped a run and how it goes on."""
+    return (
+        f"Stopped by {signal.Signals(signal_number).name}. What was saved is in {place}; go on with the same command "
+        f"and --out {shlex.quote(str(place))} --resume."
+    )
 
 
 def _execute(planned: Plan, session: Any, tell: Observer) -> Run:
@@ -184,14 +197,16 @@ def _execute(planned: Plan, session: Any, tell: Observer) -> Run:
             "train_images": len(manifest.split("train")),
             "validation_images": len(manifest.split("val")),
             "notes": [*planned.notes, *session.notes],
+            "pixels": session.pixel_notes,
             "device": session.description,
             "machine": machine.description(),
             "software": machine.software(),
         }
     )
+    if planned.resumed:
+        durable.write_text(planned.path / RECIPE, planned.recipe.to_toml())
     session.train(tell)
     scores = session.measure_best()
-    shutil.rmtree(planned.path / (MODEL + ".old"), ignore_errors=True)
     kept = Bundle.open(planned.path / MODEL)
     tell(
         {
@@ -207,7 +222,7 @@ def _execute(planned: Plan, session: Any, tell: Observer) -> Run:
 
 def _tell_both(written: Journal, observer: Observer) -> Callable[[journal.Event], None]:
     def tell(event: journal.Event) -> None:
-        if event["event"] not in ("progress", "estimate"):
+        if event["event"] not in ("progress", "estimate", "stopping"):
             written(event)
         observer(event)
 
@@ -225,7 +240,7 @@ def refuse_occupied(place: Path) -> None:
             f"{place} already holds a finished run; it was left as it is. "
             "Choose another --out, or --resume with more --epochs."
         )
-    if (place / RECIPE).exists():
+    if (place / RECIPE).exists() and (place / MANIFEST).exists():
         raise UserError(f"{place} holds a run that is not finished. Go on with --resume, or choose another --out.")
     raise UserError(f"{place} is not empty and holds no run. Choose another directory with --out.")
 

@@ -44,7 +44,7 @@ class Session:
             workers=self.workers,
             observer=observer,
         )
-        self.notes += notes
+        self.pixel_notes = notes
         self.train_loader, self.validation_loader = (
             Loader(
                 source,
@@ -87,7 +87,12 @@ class Session:
         kept = Bundle.open(self.planned.path / MODEL)
         engine = TorchEngine(kept.build(), kept.contents.preprocessing, device=self.recipe.machine.device)
         results = self._results(evaluate(engine, self.validation_loader), "fp32")
-        bundle.write(kept.path, bundle_contents(self.planned, results), kept.read(bundle.WEIGHTS), self._golden(engine))
+        bundle.write(
+            self.planned.path / MODEL,
+            bundle_contents(self.planned, results),
+            kept.read(bundle.WEIGHTS),
+            self._golden(engine),
+        )
         return results
 
     def _network(self) -> nn.Module:
@@ -99,22 +104,22 @@ class Session:
             **self.recipe.options,
         )
 
-    def _engine(self, precision: str) -> TorchEngine:
+    def _engine(self) -> TorchEngine:
         if self.step.average is not None:
             self.evaluated.load_state_dict(self.step.average.values)
         return TorchEngine(
             self.evaluated,
             self.preprocessing,
             device=self.step.device.type,
-            precision=precision,
-            batch_shapes=(self.recipe.batch_size,) if precision == self.step.precision else (GOLDEN_IMAGES,),
+            precision=self.step.precision,
+            batch_shapes=(self.recipe.batch_size,),
         )
 
     def _validate(self) -> Scores:
         def progress(done: int, total: int) -> None:
             self._tell({"event": "progress", "of": "validation", "done": done, "total": total})
 
-        scores = evaluate(self._engine(self.step.precision), self.validation_loader, progress)
+        scores = evaluate(self._engine(), self.validation_loader, progress)
         refuse_too_many_unreadable(self.validation_loader, self.recipe.data.max_unreadable)
         return scores
 
@@ -147,7 +152,7 @@ class Session:
         state = {
             "position": self.position.to_dict(),
             "average_updates": average.updates if average is not None else 0,
-            "loss_scale": self.step.scaler.get_scale() if self.step.scaler.is_enabled() else None,
+            "scaler": self.step.scaler.state_dict(),
         }
         checkpoint.save(self.planned.path / CHECKPOINTS, self.step_number, self.step.tensors(), state)
 
@@ -164,7 +169,7 @@ class Session:
             raise UserError(
                 f"The checkpoint in {self.planned.path} does not fit its recipe ({error}). Start a new run."
             ) from error
-        if state["loss_scale"] is not None:
-            self.step.scaler.update(state["loss_scale"])
+        if self.step.scaler.is_enabled() and state["scaler"]:
+            self.step.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])
         self.notes.append(f"Resumed at step {self.step_number}, epoch {self.position.epoch + 1}.")

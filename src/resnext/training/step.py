@@ -132,9 +132,9 @@ class TrainingStep:
                 continue
             _, index, key = name.split("/")
             parameter = parameters[int(index)]
-            # The fused optimiser walks memory, so its state must lie as the parameter lies.
-            like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
-            self.optimizer.state[parameter][key] = like.copy_(value)
+            # The fused optimiser walks memory, so its state must lie as and where the parameter lies.
+            like = parameter if value.shape == parameter.shape else value
+            self.optimizer.state[parameter][key] = torch.empty_like(like, device=parameter.device).copy_(value)
 
 
 def _seed(seed: int, step: int) -> int:
@@ -147,5 +147,5 @@ def _what_to_try(loss: float, step: int, learning_rate: float, precision: str) -
         tries.append(f"--precision fp32 (now {precision})")
     return (
         f"The loss became {loss} at step {step}; the run stopped before this step changed the weights.\n"
-        f"Start again with {' or '.join(tries)}; the last checkpoint is kept."
+        f"Start again with another --out and {' or '.join(tries)}; the last checkpoint is kept."
     )
