@@ -11,6 +11,9 @@ import pytest
 
 CIFAR10 = "RESNEXT_CIFAR10"
 
+# Seconds that the tests of a folder may take on two cores; told at the end, not asserted. In all: 20 minutes.
+BUDGETS = {"cli": 180, "data": 240, "evaluation": 60, "inference": 120, "networks": 180, "training": 240, ".": 180}
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,6 +29,20 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, which CI does not allow: {report.longrepr}"
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell how long the tests of each folder took, beside what they may take."""
+    root, seconds = Path(__file__).parent, dict.fromkeys(BUDGETS, 0.0)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                parts = (terminalreporter.config.rootpath / report.location[0]).relative_to(root).parts
+                seconds[parts[0] if len(parts) > 1 else "."] += report.duration
+    terminalreporter.section("seconds by folder")
+    for folder, budget in BUDGETS.items():
+        over = "  over its budget" if seconds[folder] > budget else ""
+        terminalreporter.write_line(f"tests/{folder:12s} {seconds[folder]:6.1f} of {budget}{over}")
 
 
 @pytest.fixture(scope="session")

@@ -301,6 +301,15 @@ def test_folds_validate_every_image_once_and_give_mean_and_interval(tmp_path: Pa
         train_folds(data, 1, out=tmp_path / "one", **TINY)
 
 
+def test_another_image_size_than_the_recipe_s_keeps_the_share_of_the_crop(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("[data]\nimage_size = 16\nresize = 20\n")
+    fields = {**TINY, "image_size": 24, "epochs": 1}
+    del fields["resize"]
+    run = train(photos, out=tmp_path / "run", recipe=tmp_path / "recipe.toml", **fields)
+    assert run.bundle.contents.preprocessing.image_size == 24
+    assert run.bundle.contents.preprocessing.resize == 30
+
+
 def test_early_epochs_train_on_smaller_inputs(photos: Path, tmp_path: Path) -> None:
     from resnext.training.session import Session
 

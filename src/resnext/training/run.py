@@ -97,7 +97,12 @@ def merge_said(recipe_name: str | Path | None, fields: dict[str, Any]) -> dict[s
     """Merge a recipe file with keywords, which win; raises UserError for what no recipe can have."""
     nested = recipe.nest(fields)
     recipe.refuse_unknown_keys(nested, source="train")
-    said = recipe.coerce(recipe.merge(recipe.load(recipe_name) if recipe_name is not None else {}, nested))
+    written = recipe.load(recipe_name) if recipe_name is not None else {}
+    said = recipe.coerce(recipe.merge(written, nested))
+    sizes, before = nested.get("data", {}), written.get("data", {})
+    if "image_size" in sizes and "resize" not in sizes and {"image_size", "resize"} <= before.keys():
+        # The crop keeps its share of the resized image.
+        said["data"]["resize"] = round(before["resize"] * said["data"]["image_size"] / before["image_size"])
     if "network" in said:
         catalog.resolve(said["network"])
     return said
