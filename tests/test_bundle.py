@@ -137,3 +137,31 @@ def test_weights_that_do_not_fit_are_refused(made: Bundle, tmp_path: Path) -> No
     with pytest.raises(UserError, match="do not fit"):
         short.build()
     shutil.rmtree(short.path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("files", None),
+        ("files", []),
+        ("results", 3),
+        ("classes", ["a", "a", "b"]),
+        ("classes", [1, 2, 3]),
+        ("recipe", ""),
+    ],
+)
+def test_fields_of_a_wrong_kind_are_one_clear_line(made: Bundle, field: str, value: object) -> None:
+    file = made.path / "bundle.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    with pytest.raises(UserError, match=r"damaged|altered"):
+        Bundle.open(made.path)
+
+
+def test_weights_of_another_kind_and_options_that_are_none_are_refused(made: Bundle, tmp_path: Path) -> None:
+    weights = made.read("model.safetensors")
+    doubled = {name: value.astype(np.float64) for name, value in weights.items()}
+    with pytest.raises(UserError, match="do not fit"):
+        bundle.write(tmp_path / "double", CONTENTS, doubled).build()
+    odd = Contents(**{**vars(CONTENTS), "options": {"num_classes": 3}})
+    with pytest.raises(UserError, match="do not fit"):
+        bundle.write(tmp_path / "odd", odd, weights).build()

@@ -80,7 +80,10 @@ class Bundle:
                 licence=raw["licence"],
             )
             opened = cls(place, contents, raw["identity"], raw["files"], raw["software"], raw["machine"])
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            _check_types(opened)
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(
                 f"{place / DESCRIPTION} is damaged ({error!r}). Restore the bundle from where it was made."
             ) from error
@@ -93,6 +96,7 @@ class Bundle:
 
     def read(self, name: str) -> dict[str, np.ndarray]:
         """Read a safetensors file of the bundle; raises UserError where its hash does not match."""
+        from safetensors import SafetensorError
         from safetensors.numpy import load
 
         try:
@@ -104,7 +108,12 @@ class Bundle:
                 f"{self.path / name} does not match the hash in {DESCRIPTION}: it is damaged or was replaced. "
                 "Restore the bundle from where it was made."
             )
-        tensors: dict[str, np.ndarray] = load(data)
+        try:
+            tensors: dict[str, np.ndarray] = load(data)
+        except SafetensorError as error:
+            raise UserError(
+                f"{self.path / name} is no safetensors file ({error}). Restore the bundle from where it was made."
+            ) from error
         return tensors
 
     def build(self) -> torch.nn.Module:
@@ -112,17 +121,20 @@ class Bundle:
         import torch
 
         contents = self.contents
-        with torch.device("meta"):
-            network = catalog.create(
-                contents.network,
-                num_classes=len(contents.classes),
-                in_channels=contents.preprocessing.channels,
-                **contents.options,
-            )
         weights = {name: torch.from_numpy(value) for name, value in self.read(WEIGHTS).items()}
         try:
+            with torch.device("meta"):
+                network = catalog.create(
+                    contents.network,
+                    num_classes=len(contents.classes),
+                    in_channels=contents.preprocessing.channels,
+                    **contents.options,
+                )
+            expected = {name: value.dtype for name, value in network.state_dict().items()}
+            if expected != {name: value.dtype for name, value in weights.items()}:
+                raise TypeError("names or kinds of tensors differ")
             network.load_state_dict(weights, strict=True, assign=True)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise UserError(
                 f"The weights in {self.path} do not fit {contents.network}. Restore the bundle from where it was made."
             ) from error
@@ -141,6 +153,17 @@ class Bundle:
         present = {file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file()}
         problems += [f"{name}: not listed in {DESCRIPTION}" for name in sorted(present - known)]
         return problems
+
+
+def _check_types(opened: Bundle) -> None:
+    """Raise TypeError where a field of the description is of another kind than it must be."""
+    contents = opened.contents
+    texts = [contents.network, contents.licence, opened.identity, *contents.classes, *opened.files.values()]
+    tables = [contents.options, contents.recipe, contents.results, opened.files, opened.software, opened.machine]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(table, dict) for table in tables):
+        raise TypeError("a field is of the wrong kind")
+    if not contents.classes or len(set(contents.classes)) < len(contents.classes):
+        raise TypeError("classes must be distinct")
 
 
 def find(path: Path) -> Path:

@@ -54,9 +54,16 @@ def check_choice(field: str, value: object, kind: object) -> None:
         raise UserError(f"{field}={value!r} is not a choice; take one of {', '.join(map(repr, choices))}.")
 
 
+LARGEST = {"blocks": 2_000}  # of a stage: ResNet-1202 has 200, and building takes time for each
+LARGEST_SIZE = 1_000_000
+
+
 def check_sizes(**fields: object) -> None:
     """Raise UserError unless every value is a whole number from 1, or a filled sequence of such numbers."""
     for field, value in fields.items():
         sizes = value if isinstance(value, tuple | list) else (value,)
+        limit = LARGEST.get(field, LARGEST_SIZE)
+        if any(type(size) is int and size > limit for size in sizes):
+            raise UserError(f"{field} is more than {limit:,}, which cannot be built here. Take less.")
         if not sizes or not all(type(size) is int and size >= 1 for size in sizes):
             raise UserError(f"{field}={value!r} is not a size; give whole numbers from 1.")

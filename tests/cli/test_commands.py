@@ -127,6 +127,9 @@ def test_verify_and_describe(trained: Path, tmp_path: Path, capfd: pytest.Captur
         (["predict", "{}/test", "{}/test"], "holds no bundle"),
         (["predict", "{}/run", "{}/empty"], "no images"),
         (["predict", "{}/run", "{}/test", "--top", "0"], "--top"),
+        (["predict", "{}/run", ""], "empty path"),
+        (["evaluate", "{}/run", "{}/test", "--max-unreadable", "-1"], "0 to 1"),
+        (["describe", "cifar_resnet99999998"], "cannot be built"),
         (["describe", "resnext49_32x4d"], "50, 101 or 152 layers"),
         (["describe", "resnet49"], "Did you mean"),
         (["describe", "resnet50", "--image-size", "8"], "32"),
@@ -218,3 +221,9 @@ def test_output_into_a_closed_pipe_is_no_error(trained: Path) -> None:
     done = subprocess.run(["bash", "-o", "pipefail", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert done.returncode in (0, 128 + 13)
+
+
+def test_a_closed_stdout_is_no_fault(trained: Path) -> None:
+    code = f"{sys.executable} -m resnext networks >&-"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -479,3 +479,9 @@ def test_files_are_read_and_listed_without_torch() -> None:
     code = f"import sys; from resnext.data import {modules}; print(sys.modules.keys() & {{'torch', 'numpy'}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "{'numpy'}"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match="not a regular file"):
+        read_image(tmp_path / "pipe.jpg")

@@ -321,15 +321,15 @@ def table(path: Path, *lines: str) -> Path:
 
 
 def test_csv_paths_start_at_its_folder_or_are_absolute(tmp_path: Path) -> None:
-    tree(tmp_path / "set/images", cat=3, dog=3)
+    tree(tmp_path / "set/images", cat=4, dog=3)
     tree(tmp_path / "outside", dog=1)
     lines = [f'"images/{name}/{i}.jpg",{name}' for name in ("cat", "dog") for i in range(3)]
-    lines += ["../outside/dog/0.jpg, dog", f"{tmp_path}/set/./images/cat/2.jpg,a copy"]
+    lines += ["../outside/dog/0.jpg, dog", f"{tmp_path}/set/./images/cat/3.jpg,another"]
     manifest = scan(table(tmp_path / "set/list.csv", "path, label", *lines))
     everything = dict(members(manifest, "train") + members(manifest, "val"))
     assert everything[f"{tmp_path}/outside/dog/0.jpg"] == "dog"
     assert set(everything) >= {"images/cat/0.jpg", "images/dog/2.jpg"}
-    assert manifest.classes == ("a copy", "cat", "dog")
+    assert manifest.classes == ("another", "cat", "dog")
     assert len(manifest.table) == 8
     for split in ("train", "val"):
         rows = manifest.split(split)
@@ -531,3 +531,21 @@ def test_folds_validate_every_image_once(tmp_path: Path) -> None:
 def test_folds_that_cannot_be(tmp_path: Path, k: int) -> None:
     with pytest.raises(UserError, match="fold"):
         folds(scan(tree(tmp_path, cat=5, dog=5)), k, 0)
+
+
+@pytest.mark.parametrize("second", ["./cat/0.jpg,dog,train", "cat/0.jpg,cat,val"])
+def test_csv_that_gives_one_file_two_labels_or_splits_is_refused_by_its_lines(tmp_path: Path, second: str) -> None:
+    tree(tmp_path, cat=3, dog=3)
+    rows = [f"{name}/{i}.jpg,{name},train" for name in ("cat", "dog") for i in range(3)]
+    path = table(tmp_path / "a.csv", "path,label,split", *rows, second)
+    with pytest.raises(UserError, match="lines 2 and 8"):
+        scan(path)
+
+
+def test_csv_repeated_rows_count_once_and_spaces_around_labels_do_not_make_classes(tmp_path: Path) -> None:
+    tree(tmp_path, cat=3, dog=3)
+    rows = [f"{name}/{i}.jpg,{name} " for name in ("cat", "dog") for i in range(3)]
+    manifest = scan(table(tmp_path / "a.csv", "path,label", *rows, "cat/0.jpg,cat"))
+    assert manifest.classes == ("cat", "dog")
+    assert len(manifest.table) == 6
+    assert any("1 repeated row" in note for note in manifest.notes)

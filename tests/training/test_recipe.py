@@ -42,6 +42,13 @@ def test_toml_keeps_awkward_strings_and_numbers() -> None:
         ({"schedule": {"name": "step"}}, r"milestones"),
         ({"augmentation": {"flip": 2.0}}, r"flip is 2.0"),
         ({"data": {"resize": 16}}, r"resize"),
+        ({"data": {"early_size": 64}}, r"early_size"),
+        ({"data": {"cache_gib": float("inf")}}, r"cache_gib"),
+        ({"optimizer": {"learning_rate": float("inf")}}, r"learning_rate"),
+        ({"optimizer": {"betas": [2.0, -1.0]}}, r"betas"),
+        ({"schedule": {"name": "step", "milestones": [-3, -1]}}, r"milestones"),
+        ({"batch_size": 10**20}, r"batch_size"),
+        ({"augmentation": {"rand_augment": 10**20}}, r"rand_augment"),
         ({"data": {"std": [0.1, 0.1, 0.0]}}, r"std"),
     ],
 )

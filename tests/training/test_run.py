@@ -331,3 +331,19 @@ def test_early_epochs_train_on_smaller_inputs(photos: Path, tmp_path: Path) -> N
     assert set(seen) == {8, 16}
     assert seen[0] == 8
     assert seen[-1] == 16
+
+
+def test_a_run_is_resumed_on_its_own_data_and_recipe_only(photos: Path, tmp_path: Path) -> None:
+    run = interrupted(photos, tmp_path / "run", at=14)
+    for other in (tmp_path / "nowhere", write_colours(tmp_path / "other", 4)):
+        with pytest.raises(UserError, match="was begun with the data in"):
+            train(other, out=run, resume=True)
+    text = (run / "recipe.toml").read_text()
+    (run / "recipe.toml").write_text(text.replace("seed = 0", "seed = 5"))
+    with pytest.raises(UserError, match="is not the recipe"):
+        train(photos, out=run, resume=True)
+
+
+def test_a_batch_larger_than_the_data_trains(photos: Path, tmp_path: Path) -> None:
+    run = train(photos, out=tmp_path / "run", **{**TINY, "epochs": 1, "batch_size": 60_000})
+    assert run.scores["images"] > 0

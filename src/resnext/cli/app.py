@@ -12,6 +12,7 @@ app = App(
     help="Train image classifiers, show why they work, and run them at the speed of the machine.",
     version=__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 app.command(train.train)
 app.command(evaluate.evaluate)

@@ -69,6 +69,6 @@ def _print_bundle(told: dict[str, Any]) -> None:
         f"{len(told['classes'])} classes: {', '.join(told['classes'][:20])}{' …' if len(told['classes']) > 20 else ''}"
     )
     results = told["results"]
-    if "top1" in results:
+    if {"top1", "images", "data"} <= results.keys() and isinstance(results["top1"], float):
         print(f"top-1 {results['top1']:.4f} on {results['images']} images: {results['data']}")
     print()

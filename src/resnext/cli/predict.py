@@ -11,7 +11,7 @@ from resnext.cli.output import Output, note, print_json
 
 def predict(
     bundle: Path,
-    paths: list[Path],
+    paths: list[str],
     /,
     *,
     top: int | None = None,

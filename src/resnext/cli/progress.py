@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+WORTH_TELLING = 20  # seconds
+
+
 class Display:
     """Observe the events of a run, of decoding and of evaluation."""
 
@@ -68,6 +71,7 @@ class Display:
             self.progress.remove_task(self.tasks.pop("training"))
         for line in event["notes"]:
             self.say(line)
+        self.say(f"The run is {event['run']}.")
         self.say(
             f"Training {event['network']} on {event['train_images']} images of {event['classes']} classes, "
             f"validating on {event['validation_images']} ({event['device']})."
@@ -80,7 +84,8 @@ class Display:
 
     def _show_estimate(self, event: dict[str, Any]) -> None:
         self.steps_left = event["steps"]
-        self.say(f"The run will take about {_duration(event['seconds'])}.")
+        if event["seconds"] >= WORTH_TELLING:
+            self.say(f"Training will take about {_duration(event['seconds'])}, validation not counted.")
 
     def _show_step(self, event: dict[str, Any]) -> None:
         if self.steps_left is None:
@@ -99,10 +104,9 @@ class Display:
         self.say(f"Left out: {event['path']}: {event['error']}.")
 
     def _show_epoch(self, event: dict[str, Any]) -> None:
-        speed = event["images"] / max(event["train_seconds"], 1e-9)
         self.say(
             f"Epoch {event['epoch'] + 1:3d}  loss {event['train_loss']:.3f}  validation {event['loss']:.3f}, "
-            f"top-1 {event['top1']:.4f}{' (best)' if event['best'] else '':7s}  {speed:.0f} img/s"
+            f"top-1 {event['top1']:.4f}{' (best)' if event['best'] else '':7s}  {event['images_a_second']:.0f} img/s"
         )
 
     def _show_end(self, event: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,7 @@ class Place:
     """Where the run lies."""
 
     out: Path | None = None
-    """Directory of the run; runs/NAME where it is not given."""
+    """Directory of the run; runs/NAME, or runs/NAME-2 and so on, where it is not given."""
     resume: Annotated[bool, Parameter(negative="")] = False
     """Go on with the run in --out from its newest checkpoint."""
 
@@ -104,7 +105,7 @@ def train(
     if output.json:
         print_json(result)
     elif "bundle" in result:
-        note(f"The bundle is {result['bundle']}\nNext: resnext predict {result['bundle']} PATH…")
+        note(f"The bundle is {result['bundle']}\nNext: resnext predict {shlex.quote(result['bundle'])} PATH…")
     else:
         low, high = result["top1_interval"]
         note(f"Mean top-1 of {folds} folds: {result['top1']:.4f} (95 % interval {low:.4f} to {high:.4f}).")

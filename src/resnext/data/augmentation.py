@@ -68,6 +68,7 @@ class Augmentation:
         for name in ("padding", "rand_augment"):
             value = getattr(self, name)
             self._require(name, isinstance(value, int) and value >= 0, "a whole number of at least 0")
+        self._require("rand_augment", self.rand_augment <= 20, "at most 20")
         steps = isinstance(self.magnitude, int) and 0 <= self.magnitude <= randaugment.STRONGEST
         self._require("magnitude", steps, f"a whole number from 0 to {randaugment.STRONGEST}")
         for name in ("flip", "erasing", "colour_jitter"):

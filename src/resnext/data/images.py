@@ -154,6 +154,8 @@ class _Refusal(Exception):
 def _contents(source: str | Path, pixel_limit: int) -> bytes:
     """Return the bytes of a file; `_Refusal` where it cannot be opened or is too large."""
     try:
+        if Path(source).is_fifo():  # opening it would wait for a writer
+            raise _Refusal("not a regular file")
         with Path(source).open("rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):

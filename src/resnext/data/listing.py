@@ -177,9 +177,18 @@ def _list_csv(path: Path, purpose: Purpose) -> Listing:
     if found := {split for _, _, _, split, _ in rows} - {""}:
         recorded = _recorded_splits(found, purpose, path)
     _note_evaluation(listing, recorded)
+    seen: dict[str, tuple[str, str, int]] = {}
     for line, place, label, split, group in rows:
+        full = os.path.normpath(listing.root / place)
+        before = seen.setdefault(full, (label, split, line))
+        if before[2] != line and before[:2] == (label, split):
+            listing.ignored["repeated row"] += 1
+            continue
+        if before[:2] != (label, split):
+            raise UserError(
+                f"{path}, lines {before[2]} and {line}: {place!r} has two labels or is in two splits. Leave one row."
+            )
         if split in recorded:
-            full = os.path.normpath(listing.root / place)
             listing.add(_below(full, listing.root), label, recorded[split], _status(full, path, line), group)
     return listing
 
@@ -207,6 +216,7 @@ def _checked_row(row: dict[str, str], where: str) -> tuple[str, str, str, str | 
     """Return path, label, split and group of one row; `UserError` naming `where` for what cannot be."""
     if None in row or None in row.values():
         raise UserError(f"{where}: not as many fields as the first line has. Put quotes around commas in names.")
+    row["label"] = row["label"].strip()
     for name in ("path", "label"):
         if not row[name] or "\0" in row[name]:
             raise UserError(f"{where}: the {name} is empty.")

@@ -267,7 +267,8 @@ def _with_validation(manifest: Manifest, seed: int, validation: float) -> Manife
     mask = splitting.cut(units, validation)
     if not mask.any():
         raise UserError(
-            f"{manifest.root}: no class has two different images, so none is left to validate on. Add images."
+            f"{manifest.root}: no class has two different images or groups, so none "
+            "is left to validate on. Add images or groups, or give a validation split."
         )
     note = f"validation: {mask.sum():,} of {len(mask):,} images are cut from the training images (seed {seed})"
     return _recut(manifest, mask, note)

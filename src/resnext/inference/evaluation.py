@@ -27,6 +27,8 @@ def evaluate(
     Labels are matched by class name. Images that cannot be read are counted and named in `Scores.skipped`; more
     than the share `max_unreadable` of them raises UserError, as does a class that the bundle does not know.
     """
+    if not 0 <= max_unreadable <= 1:
+        raise UserError(f"--max-unreadable {max_unreadable} is no share. Give a number from 0 to 1.")
     classifier = load(bundle, device=device, precision=precision)
     manifest = scan(data, purpose="evaluate", classes=classifier.classes)
     split = manifest.split("test")

@@ -40,7 +40,7 @@ def predict_files(
     """
     if top is not None and top < 1:
         raise UserError(f"--top {top} ranks nothing. Give 1 or more.")
-    split = _as_split(classifier, [file for path in paths for file in _files(Path(path))])
+    split = _as_split(classifier, [file for path in paths for file in _files(path)])
     loader = reader(classifier, split)
     following = 0
     for batch in loader.sequential():
@@ -70,7 +70,10 @@ def _unreadable(loader: Loader, start: int, stop: int) -> Iterator[Unreadable]:
         yield Unreadable(str(loader.split.path(index)), loader.unreadable[index])
 
 
-def _files(path: Path) -> list[Path]:
+def _files(given: str | Path) -> list[Path]:
+    if given == "":
+        raise UserError("An empty path names no image. Give image files, or a folder of them.")
+    path = Path(given)
     if path.is_dir():
         found = images_below(path)
         if not found:

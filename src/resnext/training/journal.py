@@ -58,9 +58,9 @@ def read(path: Path) -> Iterator[Event]:
         for line in file:
             try:
                 event = json.loads(line)
-            except json.JSONDecodeError:
+            except (json.JSONDecodeError, RecursionError):
                 continue
-            if isinstance(event, dict) and "event" in event:
+            if isinstance(event, dict) and "event" in event and type(event.get("step", 0)) is int:
                 yield event
 
 

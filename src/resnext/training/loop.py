@@ -87,7 +87,7 @@ class Loop:
                     raise Interrupted(requested[0])
 
     def _train_epoch(self, requested: list[int]) -> None:
-        position, saved = self.position, time.monotonic()
+        position, saved, self.images_now = self.position, time.monotonic(), 0
         self.step.network.train()
         waiting = time.perf_counter()
         for batch in self.loader.epoch(position.epoch, position.step_in_epoch):
@@ -113,6 +113,7 @@ class Loop:
         outcome = self.step(batch, position.epoch, step, rate)
         position.loss_sum += outcome.loss * len(batch.labels)
         position.images += len(batch.labels)
+        self.images_now += len(batch.labels)
         self._tell_step(outcome, step, rate, len(batch.labels), data_seconds)
 
     def _tell_step(self, outcome: Outcome, step: int, rate: float, images: int, data_seconds: float) -> None:
@@ -158,6 +159,7 @@ class Loop:
             "top1": scores.top1,
             "loss": scores.loss,
             "best": best,
+            "images_a_second": round(self.images_now / train_seconds, 1),  # of this process, should it have resumed
             "train_seconds": round(train_seconds, 3),
             "validate_seconds": round(validate_seconds, 3),
         }

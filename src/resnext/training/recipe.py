@@ -19,7 +19,7 @@ from resnext.data.augmentation import Augmentation
 from resnext.data.preprocessing import Preprocessing
 from resnext.errors import UserError, did_you_mean
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 SECTIONS_IN_PACKAGE = Path(__file__).parents[1] / "recipes"
 SECTIONS_IN_CHECKOUT = Path(__file__).parents[3] / "recipes"
 
@@ -58,8 +58,14 @@ class Data(BaseModel):
     validation: float = Field(default=0.1, gt=0, lt=1)
     early_size: int | None = Field(default=None, ge=1)
     early_epochs: int = Field(default=0, ge=0)
-    cache_gib: float = Field(default=8.0, ge=0)
+    cache_gib: float = Field(default=8.0, ge=0, le=1e6)
     max_unreadable: float = Field(default=0.01, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _early_is_smaller(self) -> Data:
+        if self.early_size is not None and self.early_size > self.image_size:
+            raise ValueError("early_size must not be above image_size")
+        return self
 
     def preprocessing(self) -> Preprocessing:
         """Return the preprocessing that these fields describe; raises UserError where they do not fit together."""
@@ -86,6 +92,12 @@ class Optimizer(BaseModel):
     decay: Literal["all", "weights"] = "all"
     clip_norm: float | None = Field(default=None, gt=0)
 
+    @model_validator(mode="after")
+    def _betas_are_shares(self) -> Optimizer:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas must lie in 0…1, without 1")
+        return self
+
 
 class Schedule(BaseModel):
     """The learning rate over a run, as a multiple of `optimizer.learning_rate`; times are in epochs."""
@@ -101,8 +113,8 @@ class Schedule(BaseModel):
     def _step_has_milestones(self) -> Schedule:
         if self.name == "step" and not self.milestones:
             raise ValueError("a step schedule needs milestones, the epochs at which the rate drops")
-        if list(self.milestones) != sorted(self.milestones):
-            raise ValueError("milestones must ascend")
+        if list(self.milestones) != sorted(self.milestones) or any(epoch < 0 for epoch in self.milestones):
+            raise ValueError("milestones must ascend from 0 or more")
         return self
 
 
@@ -123,8 +135,8 @@ class Recipe(BaseModel):
     model_config = _STRICT
     network: str
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
+    epochs: int = Field(ge=1, le=100_000)
+    batch_size: int = Field(ge=2, le=65_536)
     seed: int = Field(default=0, ge=0, lt=2**63)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
@@ -133,6 +145,12 @@ class Recipe(BaseModel):
     optimizer: Optimizer
     schedule: Schedule = Field(default_factory=Schedule)
     machine: Machine = Field(default_factory=Machine)
+
+    def deciding(self) -> dict[str, Any]:
+        """Return what decides what is learned until any epoch, apart from the data: the recipe of a resumed run."""
+        told = self.to_dict()
+        data = {key: value for key, value in told["data"].items() if key not in ("max_unreadable", "cache_gib")}
+        return {key: value for key, value in told.items() if key not in ("machine", "epochs")} | {"data": data}
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], *, source: str = "the recipe") -> Recipe:
@@ -166,7 +184,7 @@ _ANY_COMPLETE: dict[str, Any] = {
     "network": "",
     "epochs": 1,
     "batch_size": 2,
-    "data": {"image_size": 1, "resize": 4096, "mean": [0.0], "std": [1.0]},
+    "data": {"image_size": 4096, "resize": 8192, "mean": [0.0], "std": [1.0]},
     "optimizer": {"learning_rate": 1.0},
 }
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from resnext import bundle, catalog, durable, machine
 from resnext.bundle import Bundle
+from resnext.data import named
 from resnext.data.manifest import Manifest, scan
 from resnext.engine import choose_device
 from resnext.errors import UserError
@@ -28,7 +29,6 @@ RECIPE, MANIFEST, JOURNAL, MODEL, CHECKPOINTS = (
     "model",
     "checkpoints",
 )
-CHANGEABLE = {"machine", "epochs"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def plan(
     said = merge_said(recipe, fields)
     place = Path(out) if out is not None else default_place(data, resume=resume)
     if resume:
-        return _plan_resumed(place, said)
+        return _plan_resumed(place, data, said)
     refuse_occupied(place)
     if manifest is None:
         validation = said.get("data", {}).get("validation", 0.1)
@@ -131,14 +131,15 @@ def _complete(manifest: Manifest, said: dict[str, Any], *, from_file: bool) -> t
     return complete, reasons
 
 
-def _plan_resumed(place: Path, said: dict[str, Any]) -> Plan:
+def _plan_resumed(place: Path, data: str | Path, said: dict[str, Any]) -> Plan:
     if not (place / RECIPE).is_file() or not (place / MANIFEST).is_file():
         raise UserError(f"{place} holds no run to resume. Leave out --resume, or give the run's directory as --out.")
     raw = recipe.load(place / RECIPE)
     recorded = Recipe.from_dict(raw, source=str(place / RECIPE))
     complete = Recipe.from_dict(recipe.merge(raw, said), source=str(place / RECIPE))
-    for name in Recipe.model_fields.keys() - CHANGEABLE:
-        if _deciding(complete, name) != _deciding(recorded, name):
+    before, now = recorded.deciding(), complete.deciding()
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
             raise UserError(
                 f"{place} was begun with another {name} than now asked for. Resume without it, "
                 "or start a new run with another --out. (On resuming, only epochs and machine can change.)"
@@ -147,13 +148,13 @@ def _plan_resumed(place: Path, said: dict[str, Any]) -> Plan:
         raise UserError(
             f"{place} is finished ({recorded.epochs} epochs). Use more --epochs to extend it, or another --out."
         )
-    return Plan(place, Manifest.read(place / MANIFEST), complete, (), resumed=True)
-
-
-def _deciding(complete: Recipe, name: str) -> Any:
-    """Return a field of the recipe without what changes nothing that is learned."""
-    value = getattr(complete, name)
-    return value.model_copy(update={"max_unreadable": 0, "cache_gib": 0}) if name == "data" else value
+    manifest, path = Manifest.read(place / MANIFEST), Path(data).expanduser()
+    here = path if path.is_dir() else path.parent
+    if str(data) not in named.NAMES and (not path.exists() or here.resolve() != manifest.root.resolve()):
+        raise UserError(
+            f"{place} was begun with the data in {manifest.root}, not {data}. Give those, or another --out."
+        )
+    return Plan(place, manifest, complete, (), resumed=True)
 
 
 def execute(planned: Plan, observer: Observer = journal.ignore) -> Run:
@@ -196,6 +197,7 @@ def _execute(planned: Plan, session: Any, tell: Observer) -> Run:
     tell(
         {
             "event": "resume" if planned.resumed else "start",
+            "run": str(planned.path),
             "at_step": session.step_number,
             "network": planned.recipe.network,
             "classes": len(manifest.classes),

@@ -112,7 +112,7 @@ class Session:
             self.preprocessing,
             device=self.step.device.type,
             precision=self.step.precision,
-            batch_shapes=(self.recipe.batch_size,),
+            batch_shapes=(min(self.recipe.batch_size, len(self.validation_loader.split)),),
         )
 
     def _validate(self) -> Scores:
@@ -152,6 +152,7 @@ class Session:
         state = {
             "position": self.position.to_dict(),
             "average_updates": average.updates if average is not None else 0,
+            "recipe": self.recipe.deciding(),
             "scaler": self.step.scaler.state_dict(),
         }
         checkpoint.save(self.planned.path / CHECKPOINTS, self.step_number, self.step.tensors(), state)
@@ -163,6 +164,11 @@ class Session:
             return
         tensors, state, skipped = loaded
         self.notes += skipped
+        if state["recipe"] != self.recipe.deciding():
+            raise UserError(
+                f"{self.planned.path}/recipe.toml is not the recipe that its checkpoint was trained with. "
+                "Put it back as it was, or start a new run with another --out."
+            )
         try:
             self.step.restore(tensors, state["average_updates"])
         except (KeyError, RuntimeError) as error:
