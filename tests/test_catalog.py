@@ -16,21 +16,10 @@ import resnext.networks
 from resnext import catalog
 from resnext.errors import UserError
 from resnext.layers import Network
+from small import ALL, SMALL
 
 MODULES = sorted(file.stem for file in Path(resnext.networks.__path__[0]).glob("*.py") if file.stem != "__init__")
 NAMES = catalog.names()
-# One network of each kind of stem, block and shortcut, small enough to run.
-SMALL = [
-    ("cifar_resnet8", {}),
-    ("cifar_plain8", {}),
-    ("cifar_resnet8", {"shortcut": "C"}),
-    ("cifar_resnext11_4x4d", {}),
-    ("cifar_resnext11_4x4d", {"shortcut": "A"}),
-    ("resnet18", {"blocks": (1, 1), "width": 8}),
-    ("resnet50", {"blocks": (2, 1), "width": 8, "shortcut": "A"}),
-    ("resnet50_v1", {"blocks": (1, 1), "width": 8}),
-    ("resnext50_32x4d", {"blocks": (1, 1), "cardinality": 2}),
-]
 
 
 def test_listing_imports_no_torch() -> None:
@@ -69,12 +58,20 @@ def test_a_module_of_networks_has_a_table_and_a_grammar_and_rows_shows_the_table
             "num_classes": variant.num_classes,
         }
         assert (found.network, found.config) == (variant.network, variant.config)
-        assert re.match(r"arXiv:\d{4}\.\d{5}", variant.paper)
+        assert re.match(r"arXiv:\d{4}\.\d{4,5}\b|NIPS 2012\b", variant.paper)
         blueprint = imported.parse(name)
         if blueprint is not None:
             assert blueprint.config == variant.config, "the grammar and the table disagree"
             assert (blueprint.network, blueprint.image_size) == (variant.network, variant.image_size)
             assert blueprint.num_classes == variant.num_classes
+
+
+def test_no_module_of_networks_escapes_the_tests_of_small_ones() -> None:
+    assert sorted(SMALL) == MODULES
+    for module, pairs in SMALL.items():
+        assert pairs
+        for name, _ in pairs:
+            assert catalog.resolve(name).network.__module__ == f"resnext.networks.{module}"
 
 
 def test_every_listed_name_belongs_to_a_module() -> None:
@@ -148,32 +145,40 @@ def test_every_network_keeps_the_contract(name: str) -> None:
         hash(found.config)
         assert network.training
         features = network.features(images)
-        stages = [f"stage{number}" for number in range(1, len(features) - 1)]
-        assert [child for child, _ in network.named_children()] == ["stem", *stages, "head"] == list(features)
+        children = [child for child, _ in network.named_children() if child != "auxiliary"]
+        stages = [child for child in children if child.startswith("stage")]
+        assert stages == [f"stage{number}" for number in range(1, len(stages) + 1)]
+        stem = ["stem"] if "stem" in children else []
+        assert children == [*stem, *stages, "head"] == list(features)
         losses = network.training_logits(images)
-        assert sum(weight for weight, _ in losses) >= 1.0
+        assert losses[0][0] == 1.0
+        assert all(weight > 0 for weight, _ in losses)
+        assert len(losses) == 1 + len(network.auxiliary or {})
         assert all(logits.shape == (2, found.num_classes) for _, logits in losses)
         sum(weight * logits.sum() for weight, logits in losses).backward()
         assert [key for key, parameter in network.named_parameters() if parameter.grad is None] == []
 
 
-@pytest.mark.parametrize(("name", "options"), SMALL)
+@pytest.mark.parametrize(("name", "options"), ALL)
 def test_every_parameter_learns(name: str, options: dict[str, object]) -> None:
     torch.manual_seed(1)
     network = catalog.create(name, num_classes=5, **options)
-    logits = network(torch.randn(8, 3, 32, 32))
-    torch.nn.functional.cross_entropy(logits, torch.arange(8) % 5).backward()
+    side = max(32, network.smallest)
+    losses = network.training_logits(torch.randn(8, 3, side, side))
+    labels = torch.arange(8) % 5
+    sum(weight * torch.nn.functional.cross_entropy(logits, labels) for weight, logits in losses).backward()
     for key, parameter in network.named_parameters():
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all(), key
         assert parameter.grad.any(), key
 
 
-@pytest.mark.parametrize(("name", "options"), SMALL)
+@pytest.mark.parametrize(("name", "options"), ALL)
 def test_evaluation_does_not_depend_on_the_other_images_of_a_batch(name: str, options: dict[str, object]) -> None:
     torch.manual_seed(2)
     network = catalog.create(name, num_classes=5, **options)
-    images = torch.randn(6, 3, 32, 32)
+    side = max(32, network.smallest)
+    images = torch.randn(6, 3, side, side)
     with torch.no_grad():
         for _ in range(3):
             network(images)  # batch norm gathers statistics
@@ -186,29 +191,30 @@ def test_evaluation_does_not_depend_on_the_other_images_of_a_batch(name: str, op
     torch.testing.assert_close(mixed[:3], together[:3], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "options"), SMALL)
+@pytest.mark.parametrize(("name", "options"), ALL)
 @pytest.mark.parametrize("in_channels", [1, 3, 6])
 def test_images_may_have_any_number_of_channels(name: str, options: dict[str, object], in_channels: int) -> None:
     network = catalog.create(name, num_classes=4, in_channels=in_channels, **options).eval()
     with torch.inference_mode():
-        smallest = network(torch.randn(2, in_channels, network.stride, network.stride))
-        features = network.features(torch.randn(2, in_channels, 40, 24))
+        smallest = network(torch.randn(2, in_channels, network.smallest, network.smallest))
+        features = network.features(torch.randn(2, in_channels, network.smallest + 8, network.smallest))
     assert smallest.shape == features["head"].shape == (2, 4)
 
 
-@pytest.mark.parametrize(("name", "options"), SMALL)
+@pytest.mark.parametrize(("name", "options"), ALL)
 def test_features_are_what_the_forward_pass_computes(name: str, options: dict[str, object]) -> None:
     torch.manual_seed(3)
     network = catalog.create(name, **options).eval()
-    images = torch.randn(2, 3, 32, 32)
+    side = max(32, network.smallest)
+    images = torch.randn(2, 3, side, side)
     untouched = images.clone()
     with torch.inference_mode():
         features = network.features(images)
         copies = {key: feature.clone() for key, feature in features.items()}
         assert torch.equal(features["head"], network(images))
-        [(weight, logits)] = network.training_logits(images)
+        (weight, logits), *_ = network.training_logits(images)
         again = images
-        for key, child in network.named_children():
+        for key, child in network.sequence():
             again = child(again)
             assert torch.equal(again, copies[key]), "a later layer wrote over an earlier one's output"
     assert weight == 1.0

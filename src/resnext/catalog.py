@@ -90,7 +90,9 @@ def _configured(found: Resolved, options: dict[str, object]) -> Any:
                 f"{found.name} has no option {option!r}.{did_you_mean(option, fields)}\n"
                 f"Its options are {', '.join(fields)}."
             )
-    return dataclasses.replace(found.config, **options)
+    # Files have lists where a config, which is hashable, has tuples.
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return dataclasses.replace(found.config, **values)
 
 
 def _resolved(name: str, blueprint: Blueprint, variant: Variant | None) -> Resolved:

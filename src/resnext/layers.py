@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,24 +30,74 @@ class Conv2d(nn.Conv2d):
 class ConvNorm(nn.Sequential):
     """Convolution, batch norm and (with `relu`) ReLU: N×C×H×W → N×out_channels×⌈H/stride⌉×⌈W/stride⌉.
 
-    `kernel_size` is odd; the border is padded with zeros. Children: `conv` (no bias), `norm`, `relu`.
+    `kernel_size` is one odd number or two (height, width); the border is padded with zeros, or with `valid` not at
+    all, and then the output is smaller by kernel_size − 1 before it is strided. `epsilon` is the one in the
+    batch norm's square root. Children: `conv` (no bias), `norm`, `relu`.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
         *,
         stride: int = 1,
         groups: int = 1,
         relu: bool = True,
+        valid: bool = False,
+        epsilon: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.conv = Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
+        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        padding = (0, 0) if valid else (height // 2, width // 2)
+        self.conv = Conv2d(in_channels, out_channels, (height, width), stride, padding, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, eps=epsilon)
         if relu:
             self.relu = nn.ReLU(inplace=True)
+
+
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """b = a / (k + α·Σ a²)^β over `n` neighbouring channels, with AlexNet's constants: N×C×H×W → the same.
+
+    The paper's α = 1e-4 multiplies the sum (NIPS 2012 section 3.3); torch divides its own by n first.
+    """
+
+    def __init__(self, n: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> None:
+        super().__init__(n, alpha=n * alpha, beta=beta, k=k)
+
+
+class Branches(nn.Module):
+    """Every child on the same images, and what they put out side by side in channels: an Inception module."""
+
+    def __init__(self, **branches: nn.Module) -> None:
+        super().__init__()
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the outputs concatenated, in the order of the children."""
+        return torch.cat([branch(images) for branch in self.children()], dim=1)
+
+
+class PublishedSize(nn.Module):
+    """Maps of the published side, as linear layers behind them need: N×C×H×W → N×C×side×side.
+
+    At the published image size this changes nothing; maps of other sizes are averaged, or repeated, to it.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return maps of side×side."""
+        if images.shape[2] == images.shape[3] == self.side:
+            return images
+        return F.adaptive_avg_pool2d(images, self.side)
+
+    def extra_repr(self) -> str:
+        """Return the setting for `repr`."""
+        return f"side={self.side}"
 
 
 class ZeroPadShortcut(nn.Module):
@@ -83,13 +134,24 @@ class GlobalAveragePool(nn.Module):
 
 
 class PooledHead(nn.Sequential):
-    """Global average pooling and a linear classifier: N×C×H×W → logits N×K. Children: `pool`, `fc`."""
+    """Global average pooling, dropout, a linear classifier: N×C×H×W → logits N×K.
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    `dropout` is the probability that a number is set to zero in training. Children: `pool`, `dropout` (where it is
+    not 0), `fc`.
+    """
+
+    def __init__(self, channels: int, num_classes: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.pool = GlobalAveragePool()
+        if dropout:
+            self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels, num_classes)
         nn.init.zeros_(self.fc.bias)
+
+    def dense(self, images: Tensor) -> Tensor:
+        """Return the mean of the logits of all places: a linear classifier of the mean."""
+        logits: Tensor = self(images)
+        return logits
 
 
 class Stage(nn.Sequential):
@@ -110,42 +172,72 @@ class Stage(nn.Sequential):
 class Network(nn.Module):
     """A sequence of named children in execution order: `stem`, `stage1` … `stageN`, `head`.
 
-    `stride` is the down-sampling between the image and the head, and the side of the smallest legal image.
+    `stride` is the down-sampling between the image and the head, and `smallest` the side of the smallest legal
+    image. A network may have a child `auxiliary`, outside the sequence: classifiers for training alone, each
+    under the name of the child whose output it reads, or of `STAGE_BLOCK` for a block within a stage;
+    `auxiliary_weight` is what their losses count.
     """
 
     stride: int
+    auxiliary: nn.ModuleDict | None = None
+    auxiliary_weight: float = 0.0
+
+    @property
+    def smallest(self) -> int:
+        """The side of the smallest legal image, in pixels."""
+        return self.stride
+
+    def sequence(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the children that an image passes, in order, with their names."""
+        return ((name, child) for name, child in self.named_children() if name != "auxiliary")
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits N×K for images N×C×H×W, in every mode."""
-        for child in self.children():
+        for _, child in self.sequence():
             images = child(images)
         return images
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Return what every child puts out, by its name; the last is the logits."""
         outputs = {}
-        for name, child in self.named_children():
+        for name, child in self.sequence():
             outputs[name] = images = child(images)
         return outputs
 
+    def dense(self, images: Tensor) -> Tensor:
+        """Return logits N×K for images of any larger size, averaged over all places where the head fits.
+
+        The head runs as a convolution (arXiv:1409.1556 section 3.2).
+        """
+        children = dict(self.sequence())
+        head = children.pop("head")
+        for child in children.values():
+            images = child(images)
+        logits: Tensor = head.dense(images)  # type: ignore[operator]
+        return logits
+
     def training_logits(self, images: Tensor) -> list[tuple[float, Tensor]]:
-        """Return the logits that the training loss sums, each with its weight."""
-        return [(1.0, self(images))]
+        """Return the logits that the training loss sums, each with its weight; the network's own come first."""
+        logits = []
+        for name, child in self._steps():
+            images = child(images)
+            if self.auxiliary is not None and name in self.auxiliary:
+                logits.append((self.auxiliary_weight, self.auxiliary[name](images)))
+        return [(1.0, images), *logits]
+
+    def _steps(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the children, those of them whole that have no auxiliary classifier inside."""
+        read = [] if self.auxiliary is None else list(self.auxiliary)
+        for name, child in self.sequence():
+            if any(each.startswith(f"{name}_") for each in read):
+                yield from ((f"{name}_{inner}", block) for inner, block in child.named_children())
+            else:
+                yield name, child
 
     def check_image_size(self, image_size: int) -> None:
         """Raise UserError for images, `image_size` pixels square, that shrink to nothing before the head."""
-        if image_size < self.stride:
+        if image_size < self.smallest:
             raise UserError(
-                f"Images of {image_size}×{image_size} pixels are too small: this network shrinks them "
-                f"{self.stride}-fold.\nTake an image size of {self.stride} or more."
+                f"Images of {image_size}×{image_size} pixels are too small: this network shrinks them to nothing.\n"
+                f"Take an image size of {self.smallest} or more."
             )
-
-
-def add_and_rectify(residual: Tensor, skip: Tensor | None) -> Tensor:
-    """Return ReLU(residual + skip), the end of a residual block, written over `residual`.
-
-    H(x) = F(x) + x of arXiv:1512.03385 section 3.1; plain networks have no `skip`. `skip` is left as it is.
-    """
-    if skip is not None:
-        residual += skip
-    return F.relu(residual, inplace=True)

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from resnext import catalog
-from resnext.training import optimizer, recipe
+from resnext.training import optimizer, sections
 
 
-def options(**fields: object) -> recipe.Optimizer:
-    return recipe.Optimizer.model_validate({"learning_rate": 0.1, **fields})
+def options(**fields: object) -> sections.Optimizer:
+    return sections.Optimizer.model_validate({"learning_rate": 0.1, **fields})
 
 
 def test_decay_acts_on_all_parameters_or_on_weights_only() -> None:

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from resnext.training.recipe import Schedule
 from resnext.training.schedule import learning_rate
+from resnext.training.sections import Schedule
 
 STEPS, EPOCHS, PEAK = 10, 20, 0.4
 

@@ -22,7 +22,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from resnext.errors import UserError
-from resnext.layers import ConvNorm, Network, PooledHead, Stage, ZeroPadShortcut, add_and_rectify
+from resnext.layers import ConvNorm, Network, PooledHead, Stage, ZeroPadShortcut
+from resnext.residual import ResidualBlock, StochasticDepth, set_survivals
 from resnext.variant import Blueprint, Variant, check_choice, check_sizes
 
 Block = Literal["basic", "bottleneck"]
@@ -36,13 +37,14 @@ STEM_STRIDES = {"imagenet": 4, "cifar": 1}
 
 
 @dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(StochasticDepth):
     """Which ResNet.
 
     `blocks` counts the blocks of each stage; `block` is two 3×3 convolutions, or a bottleneck of 1×1, 3×3 and
     1×1; `stem` is ImageNet's (7×7 with stride 2, max-pool) or CIFAR's (3×3); `width` is the channels of the
     stem and of stage 1's 3×3 convolutions, doubled at every further stage; `shortcut` is the paper's option
     A, B or C, or "none" for a plain network; `stride_in` says which convolution of a bottleneck down-samples.
+    The fields of `StochasticDepth` come with it.
     """
 
     blocks: tuple[int, ...]
@@ -58,6 +60,7 @@ class ResNetConfig:
         check_choice("stem", self.stem, Stem)
         check_choice("shortcut", self.shortcut, Shortcut)
         check_choice("stride_in", self.stride_in, StrideIn)
+        self.check_depth_options()
         if self.block == "basic" and self.stride_in == "1x1":
             raise UserError("stride_in='1x1' has no place in this network: its blocks have no 1×1. Leave it out.")
 
@@ -84,7 +87,7 @@ def shortcut_layers(shortcut: Shortcut, in_channels: int, out_channels: int, str
     return nn.Identity() if same_shape else ZeroPadShortcut(out_channels - in_channels, stride)
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(ResidualBlock):
     """Two 3×3 convolutions and a shortcut (Fig. 5 left).
 
     N×in_channels×H×W → N×out_channels×⌈H/stride⌉×⌈W/stride⌉.
@@ -96,13 +99,13 @@ class BasicBlock(nn.Module):
         self.second = ConvNorm(out_channels, out_channels, 3, relu=False)
         self.shortcut = shortcut_layers(shortcut, in_channels, out_channels, stride)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return ReLU(F(x) + x)."""
-        skip = None if self.shortcut is None else self.shortcut(images)
-        return add_and_rectify(self.second(self.first(images)), skip)
+    def residual(self, images: Tensor) -> Tensor:
+        """Return F(x)."""
+        branch: Tensor = self.second(self.first(images))
+        return branch
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(ResidualBlock):
     """1×1 to `width` channels, 3×3, 1×1 to `out_channels`, and a shortcut (Fig. 5 right).
 
     N×in_channels×H×W → N×out_channels×⌈H/stride⌉×⌈W/stride⌉; `stride_in` says which convolution strides.
@@ -125,10 +128,10 @@ class Bottleneck(nn.Module):
         self.expand = ConvNorm(width, out_channels, 1, relu=False)
         self.shortcut = shortcut_layers(shortcut, in_channels, out_channels, stride)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return ReLU(F(x) + x)."""
-        skip = None if self.shortcut is None else self.shortcut(images)
-        return add_and_rectify(self.expand(self.spatial(self.reduce(images))), skip)
+    def residual(self, images: Tensor) -> Tensor:
+        """Return F(x)."""
+        branch: Tensor = self.expand(self.spatial(self.reduce(images)))
+        return branch
 
 
 class ResNet(Network):
@@ -150,6 +153,7 @@ class ResNet(Network):
             self.stride *= stride
             channels = out_channels
         self.head = PooledHead(channels, num_classes)
+        set_survivals(self, config)
 
 
 def _block(config: ResNetConfig, width: int) -> tuple[Callable[..., nn.Module], int]:

@@ -15,10 +15,10 @@ import re
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from resnext.errors import UserError
-from resnext.layers import ConvNorm, Network, PooledHead, Stage, add_and_rectify
+from resnext.layers import ConvNorm, Network, PooledHead, Stage
 from resnext.networks.resnet import (
     BLOCKS,
     STEM_STRIDES,
@@ -28,15 +28,17 @@ from resnext.networks.resnet import (
     shortcut_layers,
     stem_layers,
 )
+from resnext.residual import ResidualBlock, StochasticDepth, set_survivals
 from resnext.variant import Blueprint, Variant, check_choice, check_sizes
 
 
 @dataclass(frozen=True)
-class ResNeXtConfig:
+class ResNeXtConfig(StochasticDepth):
     """Which ResNeXt.
 
     `blocks` counts the blocks of each stage; `cardinality` is C, the paths of a block, and `base_width` is d,
     the channels of each path in stage 1; `stem` and `shortcut` are as for ResNet.
+    The fields of `StochasticDepth` come with it.
     """
 
     blocks: tuple[int, ...]
@@ -49,9 +51,10 @@ class ResNeXtConfig:
         check_sizes(blocks=self.blocks, cardinality=self.cardinality, base_width=self.base_width)
         check_choice("stem", self.stem, Stem)
         check_choice("shortcut", self.shortcut, Shortcut)
+        self.check_depth_options()
 
 
-class AggregatedBottleneck(nn.Module):
+class AggregatedBottleneck(ResidualBlock):
     """`cardinality` paths of 1×1, 3×3, 1×1, summed, and a shortcut: form (c) of Fig. 3.
 
     N×in_channels×H×W → N×out_channels×⌈H/stride⌉×⌈W/stride⌉. `width` is that of all paths together, C·d.
@@ -73,10 +76,10 @@ class AggregatedBottleneck(nn.Module):
         self.expand = ConvNorm(width, out_channels, 1, relu=False)
         self.shortcut = shortcut_layers(shortcut, in_channels, out_channels, stride)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return ReLU(F(x) + x)."""
-        skip = None if self.shortcut is None else self.shortcut(images)
-        return add_and_rectify(self.expand(self.spatial(self.reduce(images))), skip)
+    def residual(self, images: Tensor) -> Tensor:
+        """Return F(x)."""
+        branch: Tensor = self.expand(self.spatial(self.reduce(images)))
+        return branch
 
 
 class ResNeXt(Network):
@@ -100,6 +103,7 @@ class ResNeXt(Network):
             self.stride *= stride
             channels = out_channels
         self.head = PooledHead(channels, num_classes)
+        set_survivals(self, config)
 
 
 def imagenet(depth: int, cardinality: int, base_width: int) -> ResNeXtConfig:

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from resnext.training import recipe
+from resnext.training import sections
 
 
-def build(network: nn.Module, options: recipe.Optimizer, device: torch.device) -> torch.optim.Optimizer:
+def build(network: nn.Module, options: sections.Optimizer, device: torch.device) -> torch.optim.Optimizer:
     """Build SGD or AdamW over all parameters of the network, fused where torch has a fused form."""
     fused = device.type in ("cpu", "cuda")
     groups = parameter_groups(network, options)
@@ -25,7 +25,7 @@ def build(network: nn.Module, options: recipe.Optimizer, device: torch.device) -
     )
 
 
-def parameter_groups(network: nn.Module, options: recipe.Optimizer) -> list[dict[str, object]]:
+def parameter_groups(network: nn.Module, options: sections.Optimizer) -> list[dict[str, object]]:
     """Split parameters by weight decay: `decay="weights"` spares biases and normalisation (one-dimensional ones)."""
     parameters = list(network.parameters())
     if options.decay == "all":

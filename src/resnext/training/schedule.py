@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from resnext.training.recipe import Schedule
+from resnext.training.sections import Schedule
 
 ONE_CYCLE_START = 1 / 25
 
