@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Everything but the peers that benchmarks compare with.
 EXTRAS := cpu,serve,report,scale,hub,export,heif,test
 
-.PHONY: demo test lint setup bench bench-training bench-loader clean
+.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting clean
 
 setup: $(VENV)/.ready
 
@@ -27,7 +27,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 # Long measurements; each prints a table. RESNEXT_CIFAR10 names an unpacked CIFAR-10 or the zip of it.
-bench: bench-training bench-loader
+bench: bench-training bench-loader bench-stochastic-depth bench-overfitting
 
 $(VENV)/.bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),bench]'
@@ -38,6 +38,17 @@ bench-training: $(VENV)/.bench
 
 bench-loader: $(VENV)/.bench
 	$(BIN)/python benchmarks/loader.py
+
+bench-stochastic-depth: setup
+	$(BIN)/python benchmarks/stochastic_depth.py
+
+# Not a timing: every family learns 32 images by heart, the slow ones too.
+bench-overfitting: setup
+	$(BIN)/python -m pytest tests/test_overfitting.py -m "slow or not slow"
+
+# docs/networks.md and its drawings, from the networks themselves.
+docs: setup
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) build dist

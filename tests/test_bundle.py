@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 
 from resnext import bundle, catalog, durable
 from resnext.bundle import Bundle, Contents
@@ -49,6 +51,49 @@ def test_it_carries_everything(made: Bundle, network: torch.nn.Module) -> None:
     assert opened.verify() == []
     assert set(opened.files) == {"model.safetensors", "golden.safetensors", "README.md"}
     assert "ü 10" in (made.path / "README.md").read_text()
+
+
+def test_it_carries_the_mean_image(made: Bundle, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).uniform(0, 1, (16, 16, 1)).astype(np.float32)
+    centred = replace(CONTENTS, preprocessing=CONTENTS.preprocessing.with_mean_image(image))
+    written = bundle.write(tmp_path / "centred", centred, made.read("model.safetensors"))
+    opened = Bundle.open(written.path)
+    assert opened.contents == centred
+    found = opened.contents.preprocessing.mean_image
+    assert found is not None
+    assert np.array_equal(found, image)
+    assert opened.verify() == []
+    assert set(opened.files) == {"model.safetensors", "mean_image.safetensors", "README.md"}
+    other = replace(CONTENTS, preprocessing=CONTENTS.preprocessing.with_mean_image(1 - image))
+    identities = {bundle.identity_of(each, "0" * 64) for each in (CONTENTS, centred, other)}
+    assert len(identities) == 3
+
+
+def test_another_mean_image_is_refused_by_name(made: Bundle, tmp_path: Path) -> None:
+    image = np.zeros((16, 16, 1), np.float32)
+    centred = replace(CONTENTS, preprocessing=CONTENTS.preprocessing.with_mean_image(image))
+    place = bundle.write(tmp_path / "centred", centred, made.read("model.safetensors")).path
+    file, description = place / "mean_image.safetensors", json.loads((place / "bundle.json").read_text())
+    file.write_bytes(save({"mean_image": image + 1}))
+    with pytest.raises(UserError, match=r"mean_image\.safetensors does not match the hash"):
+        Bundle.open(place)
+    description["files"]["mean_image.safetensors"] = durable.sha256(file)
+    (place / "bundle.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="the mean image is not the one"):
+        Bundle.open(place)
+    file.write_bytes(save({"image": image}))
+    description["files"]["mean_image.safetensors"] = durable.sha256(file)
+    (place / "bundle.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="damaged"):
+        Bundle.open(place)
+    file.unlink()
+    with pytest.raises(UserError, match=r"mean_image\.safetensors is missing"):
+        Bundle.open(place)
+
+
+def test_the_identity_of_bundles_without_a_mean_image_never_changes() -> None:
+    identity = "27ed9dfbadfd2f86b0a6f640b65ce776606e8de7b04f1e60dafeccb2086638db"
+    assert bundle.identity_of(CONTENTS, "0" * 64) == identity
 
 
 def test_a_run_stands_for_its_bundle(made: Bundle) -> None:

@@ -82,8 +82,8 @@ def test_every_listed_name_belongs_to_a_module() -> None:
 
 
 def test_names_come_in_natural_order_and_by_pattern() -> None:
-    assert catalog.names("cifar_resnet[0-9]*") == [f"cifar_resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)]
-    assert catalog.names("resnext50_*") == [f"resnext50_{s}" for s in ("2x40d", "4x24d", "8x14d", "32x4d")]
+    assert catalog.names("cifar_plain[0-9]*") == [f"cifar_plain{depth}" for depth in (20, 32, 44, 56, 110)]
+    assert catalog.names("resnext50_*x*d") == [f"resnext50_{s}" for s in ("2x40d", "4x24d", "8x14d", "32x4d")]
     assert catalog.names("nothing*") == []
     assert [row["name"] for row in catalog.rows("plain*")] == ["plain18", "plain34"]
 
@@ -133,7 +133,7 @@ def test_options_take_the_place_of_fields_and_leave_the_table_alone() -> None:
     assert catalog.resolve("resnet18").config.shortcut == "B"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "1202" not in name])
+@pytest.mark.parametrize("name", [name for name in NAMES if "1202" not in name and "1001" not in name])
 def test_every_network_keeps_the_contract(name: str) -> None:
     """On the meta device: children in order, features by name, a gradient for every parameter."""
     with torch.device("meta"):

@@ -5,13 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import re
+import subprocess
+import sys
+from importlib import import_module
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from resnext import catalog
+from resnext.cli import run
 from resnext.complexity import count, describe
 from resnext.errors import UserError
 
@@ -25,14 +30,37 @@ def test_a_row_of_the_table_is_what_the_network_measures(name: str) -> None:
     assert told["training_parameters"] == (variant.training_parameters or variant.parameters)
     assert told["macs"] == variant.macs
     stages = {stage["name"]: tuple(stage["output"]) for stage in told["stages"]}
-    assert [stages[f"stage{number}"] for number in range(1, len(stages) - 1)] == list(variant.stages)
+    assert [shape for stage, shape in stages.items() if stage.startswith("stage")] == list(variant.stages)
     assert stages["head"] == (variant.num_classes,)
-    for unit in ("parameters", "macs"):
+    for unit in ("parameters", "macs", "activations"):
         assert sum(stage[unit] for stage in told["stages"]) == told[unit]
         assert sum(layer[unit] for layer in told["layers"]) == told[unit]
-    assert sum(stage["activations"] for stage in told["stages"]) == told["activations"]
-    if depth := re.match(r"(?:cifar_)?(?:resnet|resnext|plain)(\d+)", name):
+    if depth := re.match(r"(?:cifar_)?(?:preact_)?(?:resnet|resnext|plain|vgg)(\d+)", name):
         assert told["depth"] == int(depth[1])
+
+
+@pytest.mark.parametrize("name", [name for name in catalog.names() if not re.search(r"1001|1202", name)])
+def test_torchs_own_counter_counts_and_shapes_the_same(name: str) -> None:
+    """FlopCounterMode with every operator as torch's meta device runs it."""
+    found = catalog.resolve(name)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as flops:
+        network = catalog.create(name).eval()
+        features = network.features(torch.empty(1, 3, found.image_size, found.image_size))
+    told = describe(name)
+    assert 2 * told["macs"] == flops.get_total_flops()
+    assert {stage["name"]: stage["output"] for stage in told["stages"]} == {
+        child: list(feature.shape[1:]) for child, feature in features.items()
+    }
+
+
+def test_describing_imports_no_compiler() -> None:
+    """It takes torch a second, and describing is to be quick: every kind of network keeps away from it."""
+    first = [min(import_module(module).VARIANTS) for module in catalog._modules()]
+    code = (
+        "import sys; from resnext import describe\n"
+        f"for name in {first}:\n    describe(name); assert 'torch._dynamo' not in sys.modules, name"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +213,9 @@ def test_describe_is_ready_for_json_and_says_what_was_asked() -> None:
         "output": [64, 32, 32],
         "parameters": 49 * 64,
         "macs": 49 * 64 * 32**2,
+        "activations": 64 * 32**2,
     }
+    assert told["layers"][1]["activations"] == 0
     assert told["stages"][0]["activations"] == 64 * 32**2
     assert told["stages"][0]["output"] == [64, 16, 16]
 
@@ -230,13 +260,36 @@ def test_count_follows_branches_and_leaves_out_what_does_not_run() -> None:
     assert cost.depth == 3
     assert cost.activations == 36 * (4 + 4 + 4)
     assert [stage.name for stage in cost.stages] == ["long", "short", "head"]
-    assert [(layer.name, layer.macs) for layer in cost.layers] == [
-        ("long.0", 36 * long),
-        ("long.1", 0),
-        ("long.2", 36 * grouped),
-        ("short", 36 * short),
-        ("head", head),
+    assert [(layer.name, layer.macs, layer.activations) for layer in cost.layers] == [
+        ("long.0", 36 * long, 36 * 4),
+        ("long.1", 0, 0),
+        ("long.2", 36 * grouped, 36 * 4),
+        ("short", 36 * short, 36 * 4),
+        ("head", head, 0),
     ]
+
+
+class Twice(nn.Module):
+    """One convolution that runs twice, at two sizes, and a linear layer over the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        twice = torch.relu(self.body(self.body(images)) + 1.0)
+        return self.head(twice).mean((1, 2))
+
+
+def test_a_layer_that_runs_twice_has_its_parameters_once_and_its_work_twice() -> None:
+    cost = count(Twice(), 8, in_channels=2)
+    convolution, _, head = cost.layers
+    assert (convolution.parameters, convolution.macs) == (9 * 4 + 2, 9 * 4 * (36 + 16))
+    assert (convolution.output, convolution.activations) == ((2, 4, 4), 2 * (36 + 16))
+    assert (head.output, head.macs) == ((2, 4, 3), 2 * 4 * 4 * 3)
+    assert (cost.depth, cost.macs) == (3, convolution.macs + head.macs)
+    assert [stage.name for stage in cost.stages] == ["body", "head"]
 
 
 def test_count_leaves_the_network_as_it_was() -> None:
@@ -248,3 +301,57 @@ def test_count_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert all(parameter.device.type == "cpu" and parameter.requires_grad for parameter in network.parameters())
     assert not any(module._forward_hooks for module in network.modules())
+
+
+def table(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[list[str]], str]:
+    """Run a command, and return its lines, each cut where there are two spaces or more, and what went to stderr."""
+    assert run(list(arguments)) == 0
+    out, err = capfd.readouterr()
+    return [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()], err
+
+
+def test_the_command_shows_stages_and_on_request_layers(capfd: pytest.CaptureFixture[str]) -> None:
+    sizes = ("--image-size", "64", "--classes", "7", "--channels", "1")
+    told = describe("resnet18", image_size=64, num_classes=7, in_channels=1)
+
+    def rows(costs: list[dict[str, object]], *keys: str) -> list[list[str]]:
+        return [
+            [*(str(each[key]) for key in keys), "×".join(map(str, each["output"]))]
+            + [f"{each[key]:,}" for key in ("parameters", "macs", "activations")]
+            for each in costs
+        ]
+
+    stages, layers = rows(told["stages"], "name"), rows(told["layers"], "name", "kind")
+    lines, _ = table(capfd, "describe", "resnet18", *sizes)
+    assert lines[-len(stages) :] == stages
+    lines, _ = table(capfd, "describe", "resnet18", *sizes, "--layers")
+    assert lines[-len(layers) :] == layers
+    assert lines[-len(layers) - 1] == ["layer", "kind", "output", "parameters", "multiply-adds", "activations"]
+    assert layers[0] == ["stem.conv", "Conv2d", "64×32×32", "3,136", "3,211,264", "65,536"]
+
+
+def test_the_commands_tell_of_auxiliary_heads_where_there_are_some(capfd: pytest.CaptureFixture[str]) -> None:
+    lines, _ = table(capfd, "describe", "googlenet")
+    assert ["13,378,280 parameters in training, with the auxiliary heads"] in lines
+    lines, _ = table(capfd, "describe", "resnet18")
+    assert not any("in training" in line[0] for line in lines)
+    lines, _ = table(capfd, "networks", "resnet18")
+    assert [line[0] for line in lines] == ["name", "resnet18"]
+    assert "in training" not in lines[0]
+    lines, _ = table(capfd, "networks", "google*")
+    assert lines[0][1:4] == ["parameters", "in training", "multiply-adds"]
+    assert lines[1][:4] == ["googlenet", "6,998,552", "13,378,280", "1,582,671,872"]
+
+
+def test_a_pattern_that_nothing_fits_gives_an_empty_list(capfd: pytest.CaptureFixture[str]) -> None:
+    assert table(capfd, "networks", "nothing*", "--json") == ([["[]"]], "")
+    lines, err = table(capfd, "networks", "nothing*")
+    assert lines == []
+    assert len(err.splitlines()) == 1
+    assert "nothing*" in err
+
+
+@pytest.mark.parametrize(("flag", "words"), [("--channels", "in_channels=0"), ("--classes", "num_classes=0")])
+def test_sizes_of_nothing_are_refused(flag: str, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["describe", "resnet18", flag, "0"]) == 2
+    assert words in capfd.readouterr().err

@@ -2,7 +2,8 @@
 
 `bundle.json` names the network, its classes in order, the preprocessing, recipe, results, software, machine and
 the SHA-256 of every other file; `model.safetensors` holds the weights; `golden.safetensors` a few validation
-images with their logits, so that another machine can check itself; `README.md` is the model card.
+images with their logits, so that another machine can check itself; `mean_image.safetensors` the mean image where
+the preprocessing has one; `README.md` is the model card.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ SCHEMA = 1
 DESCRIPTION = "bundle.json"
 WEIGHTS = "model.safetensors"
 GOLDEN = "golden.safetensors"
+MEAN_IMAGE = "mean_image.safetensors"
 CARD = "README.md"
 
 
@@ -60,7 +62,7 @@ class Bundle:
     def open(cls, path: str | Path) -> Bundle:
         """Open a bundle, or the bundle of a run.
 
-        Raises UserError where there is none, its description is damaged, or it was altered.
+        Raises UserError where there is none, its description is damaged, or it or the mean image was altered.
         """
         place = find(Path(path))
         try:
@@ -74,7 +76,7 @@ class Bundle:
                 network=raw["network"]["name"],
                 options=raw["network"]["options"],
                 classes=tuple(raw["classes"]),
-                preprocessing=Preprocessing.from_dict(raw["preprocessing"]),
+                preprocessing=_preprocessing(place, raw),
                 recipe=raw["recipe"],
                 results=raw["results"],
                 licence=raw["licence"],
@@ -96,25 +98,7 @@ class Bundle:
 
     def read(self, name: str) -> dict[str, np.ndarray]:
         """Read a safetensors file of the bundle; raises UserError where its hash does not match."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
-        try:
-            data = (self.path / name).read_bytes()
-        except FileNotFoundError as error:
-            raise UserError(f"{self.path / name} is missing. Restore the bundle from where it was made.") from error
-        if hashlib.sha256(data).hexdigest() != self.files.get(name):
-            raise UserError(
-                f"{self.path / name} does not match the hash in {DESCRIPTION}: it is damaged or was replaced. "
-                "Restore the bundle from where it was made."
-            )
-        try:
-            tensors: dict[str, np.ndarray] = load(data)
-        except SafetensorError as error:
-            raise UserError(
-                f"{self.path / name} is no safetensors file ({error}). Restore the bundle from where it was made."
-            ) from error
-        return tensors
+        return _read(self.path / name, self.files.get(name))
 
     def build(self) -> torch.nn.Module:
         """Build the network with its trained weights, in evaluation mode on the CPU."""
@@ -153,6 +137,37 @@ class Bundle:
         present = {file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file()}
         problems += [f"{name}: not listed in {DESCRIPTION}" for name in sorted(present - known)]
         return problems
+
+
+def _preprocessing(place: Path, raw: dict[str, Any]) -> Preprocessing:
+    """Return the preprocessing that the description `raw` of the bundle at `place` tells of."""
+    if "mean_image" not in raw["preprocessing"]:
+        return Preprocessing.from_dict(raw["preprocessing"])
+    image = _read(place / MEAN_IMAGE, raw["files"].get(MEAN_IMAGE))["mean_image"]
+    return Preprocessing.from_dict(raw["preprocessing"], image)
+
+
+def _read(file: Path, expected: str | None) -> dict[str, np.ndarray]:
+    """Read a safetensors file whose SHA-256 is `expected`; raises UserError for any other."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{file} is missing. Restore the bundle from where it was made.") from error
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise UserError(
+            f"{file} does not match the hash in {DESCRIPTION}: it is damaged or was replaced. "
+            "Restore the bundle from where it was made."
+        )
+    try:
+        tensors: dict[str, np.ndarray] = load(data)
+    except SafetensorError as error:
+        raise UserError(
+            f"{file} is no safetensors file ({error}). Restore the bundle from where it was made."
+        ) from error
+    return tensors
 
 
 def _check_types(opened: Bundle) -> None:
@@ -200,10 +215,14 @@ def write(
         (beside / WEIGHTS).write_bytes(serialise(weights))
         if golden is not None:
             (beside / GOLDEN).write_bytes(serialise({"pixels": golden[0], "logits": golden[1]}))
+        if contents.preprocessing.mean_image is not None:
+            (beside / MEAN_IMAGE).write_bytes(serialise({"mean_image": contents.preprocessing.mean_image}))
         files = {WEIGHTS: durable.sha256(beside / WEIGHTS)}
         identity = identity_of(contents, files[WEIGHTS])
         (beside / CARD).write_text(_card(contents, identity), encoding="utf-8")
-        files |= {name: durable.sha256(beside / name) for name in (GOLDEN, CARD) if (beside / name).exists()}
+        files |= {
+            name: durable.sha256(beside / name) for name in (GOLDEN, MEAN_IMAGE, CARD) if (beside / name).exists()
+        }
         description = {
             "schema": SCHEMA,
             "identity": identity,

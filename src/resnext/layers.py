@@ -65,6 +65,16 @@ class LocalResponseNorm(nn.LocalResponseNorm):
     def __init__(self, n: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> None:
         super().__init__(n, alpha=n * alpha, beta=beta, k=k)
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the normalised images; where a sum would leave the channels, it ends."""
+        # Sums of shifted views: torch pools over the channels as if they were a volume, which takes twice as long.
+        channels, behind = images.shape[1], self.size // 2
+        squares = F.pad(images * images, (0, 0, 0, 0, behind, self.size - 1 - behind))
+        total = squares[:, :channels]
+        for shift in range(1, self.size):
+            total = total + squares[:, shift : shift + channels]
+        return images * (self.k + self.alpha / self.size * total).pow(-self.beta)
+
 
 class Branches(nn.Module):
     """Every child on the same images, and what they put out side by side in channels: an Inception module."""
@@ -179,13 +189,21 @@ class Network(nn.Module):
     """
 
     stride: int
-    auxiliary: nn.ModuleDict | None = None
     auxiliary_weight: float = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary: nn.ModuleDict | None = None
 
     @property
     def smallest(self) -> int:
         """The side of the smallest legal image, in pixels."""
         return self.stride
+
+    @property
+    def normalises(self) -> bool:
+        """Whether batch norm keeps its activations in bounds."""
+        return any(isinstance(module, nn.BatchNorm2d) for module in self.modules())
 
     def sequence(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield the children that an image passes, in order, with their names."""

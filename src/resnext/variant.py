@@ -67,3 +67,16 @@ def check_sizes(**fields: object) -> None:
             raise UserError(f"{field} is more than {limit:,}, which cannot be built here. Take less.")
         if not sizes or not all(type(size) is int and size >= 1 for size in sizes):
             raise UserError(f"{field}={value!r} is not a size; give whole numbers from 1.")
+
+
+def check_dropout(dropout: object) -> None:
+    """Raise UserError unless `dropout` is a probability below 1."""
+    if not (isinstance(dropout, int | float) and not isinstance(dropout, bool) and 0 <= dropout < 1):
+        raise UserError(f"dropout={dropout!r} is no probability below 1. Take 0 (off) or more.")
+
+
+def check_positive(**fields: object) -> None:
+    """Raise UserError unless the value of every field of a config is a number above 0."""
+    for field, value in fields.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise UserError(f"{field}={value!r} is no number above 0. Take one.")

@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+import resnext
 from making import TINY, write_colours
 from resnext.cli import run
 from resnext.training.run import train
@@ -77,6 +81,38 @@ def test_evaluate_and_predict_agree_on_every_file(trained: Path, capfd: pytest.C
         assert sum(each["probability"] for each in row["ranked"]) == pytest.approx(1)
 
 
+@torch.inference_mode()
+def test_evaluate_averages_over_the_views_that_were_asked_for(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    classifier = resnext.load(trained / "run")
+
+    def loss(sizes: tuple[int, ...]) -> float:
+        """The images are 16×16, so that all of their crops are the image itself."""
+        losses = []
+        for file in sorted((trained / "test").rglob("*.png")):
+            with Image.open(file) as image:
+                whole = [np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) for size in sizes]
+            views = [view for one in whole for view in (one, one[:, ::-1])]
+            inputs = [torch.from_numpy(classifier.preprocessing.normalise(view[None])) for view in views]
+            shares = torch.cat([classifier.network(each) for each in inputs]).softmax(1).mean(0)
+            losses.append(-shares[classifier.classes.index(file.parent.name)].log().item())
+        return sum(losses) / len(losses)
+
+    plain = {"crops": 1, "scales": None}
+    for flags, sizes, views in (
+        (["--crops", 10], (16,), {**plain, "crops": 10}),
+        (["--scales", "16,24,40"], (16, 24, 40), {"crops": None, "scales": [16, 24, 40]}),
+    ):
+        code, out, _ = command(capfd, "evaluate", trained / "run", trained / "test", *flags, "--json")
+        scores = json.loads(out)
+        assert code == 0
+        assert (scores["images"], scores["views"]) == (12, views)
+        assert scores["loss"] == pytest.approx(loss(sizes), rel=1e-4)
+        code, out, _ = command(capfd, "evaluate", trained / "run", trained / "test", *flags)
+        assert "views  " in out
+    code, out, _ = command(capfd, "evaluate", trained / "run", trained / "test", "--json")
+    assert json.loads(out)["views"] == plain
+
+
 def test_predict_names_unreadable_files_in_their_place(
     trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,7 +140,7 @@ def test_verify_and_describe(trained: Path, tmp_path: Path, capfd: pytest.Captur
     code, out, _ = command(capfd, "describe", "resnext50_32x4d", "--json")
     assert json.loads(out)["parameters"] == 25_028_904
     code, out, _ = command(capfd, "networks", "resnet5*", "--json")
-    assert [row["name"] for row in json.loads(out)] == ["resnet50", "resnet50_v1"]
+    assert [row["name"] for row in json.loads(out)] == ["resnet50", "resnet50_no_shortcut", "resnet50_v1"]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +165,11 @@ def test_verify_and_describe(trained: Path, tmp_path: Path, capfd: pytest.Captur
         (["predict", "{}/run", "{}/test", "--top", "0"], "--top"),
         (["predict", "{}/run", ""], "empty path"),
         (["evaluate", "{}/run", "{}/test", "--max-unreadable", "-1"], "0 to 1"),
+        (["evaluate", "{}/run", "{}/test", "--crops", "5"], "or 10"),
+        (["evaluate", "{}/run", "{}/test", "--crops", "10", "--scales", "16"], "one of them"),
+        (["evaluate", "{}/run", "{}/test", "--scales", "15,16"], "from 16 to 64"),
+        (["evaluate", "{}/run", "{}/test", "--scales", "16,"], "like 224,256,384"),
+        (["evaluate", "{}/run", "{}/test", "--scales", ""], "like 224,256,384"),
         (["describe", "cifar_resnet99999998"], "cannot be built"),
         (["describe", "resnext49_32x4d"], "50, 101 or 152 layers"),
         (["describe", "resnet49"], "Did you mean"),

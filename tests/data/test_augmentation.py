@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from resnext.data import augmentation as module
+from resnext.data import crops
 from resnext.data.augmentation import Augmentation, augment, mix
 from resnext.data.order import uniforms
 from resnext.data.preprocessing import Preprocessing
@@ -23,14 +25,18 @@ from resnext.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
 
+AXES = (0.12, 0.13, 0.11, 0.014, 0.0, -0.013, 0.002, -0.004, 0.003)
 EVERYTHING = Augmentation(crop="random-resized", flip=0.5, colour_jitter=0.4, rand_augment=2, magnitude=15, erasing=0.5)
 KINDS = {
     "pad": Augmentation(crop="pad", flip=0.5),
     "reflect": Augmentation(crop="pad", padding_mode="reflect", flip=0.5),
+    "mean": Augmentation(crop="pad", padding_mode="mean"),
     "random-resized": Augmentation(crop="random-resized", flip=0.5),
+    "shorter-side": Augmentation(crop="shorter-side", shorter_side=(32, 36)),
     "jitter": Augmentation(colour_jitter=0.4),
     "rand_augment": Augmentation(crop="pad", rand_augment=2),
     "erasing": Augmentation(erasing=0.5),
+    "lighting": Augmentation(crop="pad", erasing=0.5, lighting=0.1, colour_axes=AXES),
     "everything": EVERYTHING,
 }
 
@@ -48,7 +54,18 @@ def places(height: int, width: int) -> Pixels:
 
 def run(pixels: Any, augmentation: Augmentation, size: int = 32, epoch: int = 0, **options: Any) -> Pixels:
     images = options.pop("images", np.arange(len(pixels)))
-    return augment(pixels, images, augmentation=augmentation, image_size=size, seed=options.get("seed", 0), epoch=epoch)
+    channels = pixels[0].shape[2]
+    if augmentation.colour_axes and channels == 1:
+        augmentation = replace(augmentation, colour_axes=AXES[:1])
+    return augment(  # type: ignore[return-value]  # float32 with lighting
+        pixels,
+        images,
+        augmentation=augmentation,
+        image_size=size,
+        mean=(0.4, 0.5, 0.6)[:channels],
+        seed=options.get("seed", 0),
+        epoch=epoch,
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,6 +73,13 @@ def run(pixels: Any, augmentation: Augmentation, size: int = 32, epoch: int = 0,
     [
         {"crop": "centre"},
         {"padding_mode": "edge"},
+        {"shorter_side": (0, 32)},
+        {"shorter_side": (40, 32)},
+        {"shorter_side": (32.0, 40)},
+        {"lighting": -0.1},
+        {"lighting": float("nan")},
+        {"colour_axes": (0.1, 0.2)},
+        {"colour_axes": (float("inf"),)},
         {"padding": -1},
         {"padding": 1.5},
         {"area": (0.0, 1.0)},
@@ -148,7 +172,7 @@ def test_an_image_is_changed_alike_in_any_batch(kind: str, channels: int) -> Non
     before = pixels.copy()
     whole = run(pixels, KINDS[kind], images=images, seed=4, epoch=2)
     assert whole.shape == (12, 32, 32, channels)
-    assert whole.dtype == np.uint8
+    assert whole.dtype == (np.float32 if KINDS[kind].lighting else np.uint8)
     assert np.array_equal(pixels, before)
     order = np.random.default_rng(1).permutation(12)
     assert np.array_equal(run(pixels[order], KINDS[kind], images=images[order], seed=4, epoch=2), whole[order])
@@ -211,8 +235,8 @@ def test_random_resized_crops_are_torchvisions(height: int, width: int) -> None:
     """Areas, ratios and places are distributed as in torchvision's RandomResizedCrop."""
     count, area, aspect = 4000, (0.08, 1.0), (3 / 4, 4 / 3)
     shapes = np.tile([height, width], (count, 1))
-    boxes, found = module._boxes(shapes, uniforms(0, 0, np.arange(count), 22), area, aspect)
-    boxes[~found] = module._centred(shapes[~found], aspect)
+    boxes, found = crops.boxes(shapes, uniforms(0, 0, np.arange(count), 22), area, aspect)
+    boxes[~found] = crops.centred(shapes[~found], aspect)
     torch.manual_seed(0)
     transform = v2.RandomResizedCrop(224, area, aspect)
     peer = [transform.make_params([torch.empty(3, height, width, dtype=torch.uint8)]) for _ in range(count)]
@@ -226,7 +250,7 @@ def test_random_resized_crops_are_torchvisions(height: int, width: int) -> None:
 
 
 def test_a_recorded_random_resized_crop_never_changes() -> None:
-    boxes, found = module._boxes(
+    boxes, found = crops.boxes(
         np.tile([256, 341], (3, 1)), uniforms(0, 0, np.arange(3), 22), (0.08, 1.0), (3 / 4, 4 / 3)
     )
     assert found.all()
@@ -246,7 +270,7 @@ def test_a_random_resized_crop_is_pillows_antialiased_resize_of_a_part() -> None
     image = noise(60, 80, 3)
     augmentation = Augmentation(crop="random-resized", area=(0.3, 0.6))
     result = run([image] * 5, augmentation, 24)
-    boxes, _ = module._boxes(np.tile([60, 80], (5, 1)), uniforms(0, 0, np.arange(5), 22, 1), (0.3, 0.6), (3 / 4, 4 / 3))
+    boxes, _ = crops.boxes(np.tile([60, 80], (5, 1)), uniforms(0, 0, np.arange(5), 22, 1), (0.3, 0.6), (3 / 4, 4 / 3))
     for one, (top, left, height, width) in zip(result, boxes.tolist(), strict=True):
         part = Image.fromarray(image[top : top + height, left : left + width])
         assert np.array_equal(np.asarray(part.resize((24, 24), Image.Resampling.BILINEAR)), one)
@@ -302,6 +326,44 @@ def test_erasing_puts_noise_in_a_rectangle() -> None:
         assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.9  # noise may be white
         values.append(box.ravel())
     assert stats.chisquare(np.bincount(np.concatenate(values), minlength=256)).pvalue > 1e-3
+
+
+def test_lighting_adds_one_colour_an_image_with_the_covariance_of_its_axes() -> None:
+    """It is normal, as NIPS 2012 §4.1 has it: Σ p·α·λ with α of N(0, σ²), in levels of 255."""
+    count, sigma = 20_000, 0.3
+    pixels = np.broadcast_to(np.array([0, 40, 255], np.uint8), (count, 2, 2, 3))
+    result = run(pixels, Augmentation(lighting=sigma, colour_axes=AXES), 2)
+    shifts = result[:, 0, 0].astype(np.float64) - [0, 40, 255]
+    assert np.abs(result - [0, 40, 255] - shifts[:, None, None]).max() < 1e-4  # one for all pixels, and not clipped
+    axes = np.array(AXES).reshape(3, 3)
+    expected = (255 * sigma) ** 2 * axes.T @ axes
+    deviations = np.sqrt(np.diag(expected))
+    assert (np.abs(shifts.mean(axis=0)) < 4 * deviations / np.sqrt(count)).all()
+    np.testing.assert_allclose(np.cov(shifts.T) / np.outer(deviations, deviations), _correlation(expected), atol=0.04)
+    amounts = shifts @ np.linalg.inv(axes) / 255 / sigma
+    for one in amounts.T:
+        assert stats.kstest(one, stats.norm.cdf).pvalue > 1e-3
+    assert np.abs(np.corrcoef(amounts.T) - np.eye(3)).max() < 4 / np.sqrt(count)
+
+
+def _correlation(covariance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    deviations = np.sqrt(np.diag(covariance))
+    return np.asarray(covariance / np.outer(deviations, deviations))
+
+
+def test_lighting_moves_grey_images_too_and_no_other_number() -> None:
+    pixels = noise(6, 32, 32, 1)
+    plain, lit = (run(pixels, Augmentation(crop="pad", flip=0.5, lighting=x, colour_axes=(0.2,))) for x in (0, 0.1))
+    shifts = lit - plain
+    assert np.ptp(shifts, axis=(1, 2)).max() < 1e-4
+    assert len(np.unique(np.rint(1000 * shifts[:, 0, 0]))) == 6
+
+
+def test_a_recorded_lighting_never_changes() -> None:
+    axes = (0.1, 0.1, 0.1, 0.05, -0.05, 0.0, 0.01, 0.01, -0.02)
+    result = run(np.zeros((3, 2, 2, 3), np.uint8), Augmentation(lighting=0.1, colour_axes=axes), 2, epoch=3)
+    expected = [[-0.488838, -1.939821, -1.891533], [1.265069, 1.398678, 3.226283], [-0.739864, 1.26176, -0.607549]]
+    np.testing.assert_allclose(result[:, 1, 1], expected, atol=1e-5)
 
 
 def _mix(

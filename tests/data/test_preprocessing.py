@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from typing import Any
@@ -151,6 +152,53 @@ def test_fields_go_through_json_and_back() -> None:
     preprocessing = Preprocessing(28, 32, 1, (0.1,), (1 / 3,), "lanczos")
     assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
     assert preprocessing.to_dict()["std"] == [1 / 3]
+
+
+def with_image(size: int = 6, seed: int = 0) -> tuple[Preprocessing, npt.NDArray[np.float32]]:
+    image = np.random.default_rng(seed).uniform(0, 1, (size, size, 3)).astype(np.float32)
+    return Preprocessing(size, size + 2).with_mean_image(image), image
+
+
+def test_the_mean_image_is_subtracted_pixel_by_pixel_from_inputs_of_its_size() -> None:
+    preprocessing, image = with_image()
+    batch = np.stack([noise(6, 6, seed=seed) for seed in range(3)])
+    expected = (batch / 255 - image) / np.array(preprocessing.std)
+    np.testing.assert_allclose(preprocessing.normalise(batch), expected.transpose(0, 3, 1, 2), rtol=0, atol=1e-6)
+    other = noise(6, 9)[None]
+    expected = (other / 255 - image.mean(axis=(0, 1))) / np.array(preprocessing.std)
+    np.testing.assert_allclose(preprocessing.normalise(other), expected.transpose(0, 3, 1, 2), rtol=0, atol=1e-6)
+
+
+def test_the_input_of_the_mean_image_itself_is_zero() -> None:
+    pixels = noise(6, 6)
+    preprocessing = Preprocessing(6, 6).with_mean_image((pixels / 255).astype(np.float32))
+    np.testing.assert_allclose(preprocessing.normalise(pixels[None]), 0, atol=1e-6)
+
+
+def test_equality_and_the_fields_see_the_mean_image() -> None:
+    (one, image), (other, _) = with_image(), with_image(seed=1)
+    plain = Preprocessing(6, 8, mean=one.mean)
+    again = Preprocessing(6, 8).with_mean_image(image.copy())
+    assert one == again
+    assert hash(one) == hash(again)
+    assert len({one, other, plain}) == 3
+    assert "mean_image" not in plain.to_dict()
+    told = json.loads(json.dumps(one.to_dict()))
+    assert told == {**plain.to_dict(), "mean_image": hashlib.sha256(image.astype("<f4").tobytes()).hexdigest()}
+    assert Preprocessing.from_dict(told, image) == one
+    wrong = [(told, None), (told, image + 1), (plain.to_dict(), image), ({**told, "mean_image": 3}, image)]
+    for fields, picture in wrong:
+        with pytest.raises(UserError, match="is not the one whose SHA-256"):
+            Preprocessing.from_dict(fields, picture)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((6, 6, 1)), np.zeros((5, 6, 3)), np.zeros((6, 6, 3)), np.full((6, 6, 3), np.nan)]
+)
+def test_a_mean_image_that_does_not_fit_is_refused(wrong: npt.NDArray[Any]) -> None:
+    image = wrong if wrong.shape == (6, 6, 3) and not np.isnan(wrong).any() else wrong.astype(np.float32)
+    with pytest.raises(UserError, match=r"the mean image is float(32|64) \("):
+        Preprocessing(6, 6, mean_image=image)
 
 
 GOOD = {"image_size": 24, "resize": 32, "channels": 3, "mean": [0.5, 0.5, 0.5], "std": [1, 1, 1]}

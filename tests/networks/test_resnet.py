@@ -13,11 +13,13 @@ import torchvision
 from torch import Tensor, nn
 
 from resnext import catalog
+from resnext.complexity import describe
 from resnext.errors import UserError
 from resnext.layers import ZeroPadShortcut
 from resnext.networks.resnet import ResNet, ResNetConfig, parse
+from resnext.residual import residual_blocks
 
-# torchvision keeps its ResNeXts among its ResNets, so one translation of names serves all.
+# torchvision keeps its ResNeXts and wide ResNets among its ResNets, so one translation of names serves all.
 IN_TORCHVISION = (
     "resnet18",
     "resnet34",
@@ -27,6 +29,8 @@ IN_TORCHVISION = (
     "resnext50_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
 )
 
 
@@ -153,9 +157,10 @@ def test_option_a_is_a_strided_slice_and_zeros(dtype: torch.dtype, layout: torch
         ("resnet34_c", {}, 16),
         ("plain34", {}, 0),
         ("resnet50", {}, 4),
-        ("resnet50", {"shortcut": "none"}, 0),
+        ("resnet50_no_shortcut", {}, 0),
+        ("resnet200", {}, 4),
         ("cifar_resnet20", {}, 0),
-        ("cifar_resnet20", {"shortcut": "B"}, 2),
+        ("cifar_resnet20_b", {}, 2),
     ],
 )
 def test_projections_stand_where_the_option_says(name: str, options: dict[str, str], projections: int) -> None:
@@ -173,6 +178,36 @@ def test_plain_networks_have_the_tensors_of_option_a_and_no_shortcut(pair: tuple
         key: value.shape for key, value in residual.state_dict().items()
     }
     assert not any("shortcut" in name for name, _ in plain.named_modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("resnet50_no_shortcut", 3.730), ("resnext50_32x4d_no_shortcut", 3.871)]
+)
+def test_without_shortcuts_a_block_is_its_branch(name: str, billions: float) -> None:
+    """The residual ablation of arXiv:1611.05431 section 5.1, which takes the projections away as well."""
+    told = describe(name)
+    assert round(told["macs"] / 1e9, 3) == billions
+    assert told["depth"] == 50
+    torch.manual_seed(6)
+    network = catalog.create(name, blocks=(2, 1), **({"width": 8} if name.startswith("resnet") else {})).eval()
+    assert not any("shortcut" in key for key, _ in network.named_modules())
+    randomise_norms(network)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = network.stem(images)
+        for block in residual_blocks(network):
+            expected = block.expand(block.spatial(block.reduce(expected))).relu()
+        assert torch.equal(network(images), network.head(expected))
+    with pytest.raises(UserError, match="no way around a block"):
+        catalog.create(name, final_survival=0.5)
+
+
+@pytest.mark.parametrize("depth", [20, 56, 110])
+def test_option_b_for_cifar_adds_two_projections_with_norms(depth: int) -> None:
+    extra = 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+    rows = {row["name"]: row["parameters"] for row in catalog.rows(f"cifar_resnet{depth}*")}
+    assert rows[f"cifar_resnet{depth}_b"] == int(str(rows[f"cifar_resnet{depth}"])) + extra
+    assert catalog.resolve(f"cifar_resnet{depth}_b").config.shortcut == "B"
 
 
 @pytest.mark.parametrize(("name", "side"), [("resnet50", 56), ("resnet50_v1", 28)])
@@ -201,7 +236,17 @@ def test_fresh_weights_are_he_normal_in_the_fan_out_form() -> None:
     assert not network.head.fc.bias.any()
 
 
-@pytest.mark.parametrize("name", ["cifar_resnet8", "cifar_plain8", "cifar_resnext11_2x4d"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cifar_resnet8",
+        "cifar_plain8",
+        "cifar_resnext11_2x4d",
+        "cifar_preact_resnet14",
+        "wrn_10_2",
+        "cifar_resnet8_stochastic_depth_authors",
+    ],
+)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_channels_last_is_kept_by_every_activation_and_gradient(name: str, autocast: bool) -> None:
     torch.manual_seed(5)

@@ -94,8 +94,8 @@ def test_the_grammar_knows_unlisted_networks() -> None:
     found = catalog.resolve("cifar_resnext20_8x8d")
     assert (found.network, found.variant, found.image_size, found.num_classes) == (ResNeXt, None, 32, 10)
     assert found.config == ResNeXtConfig((2, 2, 2), 8, 8, stem="cifar")
-    wide = catalog.resolve("resnext101_1x100d")
-    assert wide.config == ResNeXtConfig((3, 4, 23, 3), 1, 100)
+    wide = catalog.resolve("resnext101_1x90d")
+    assert wide.config == ResNeXtConfig((3, 4, 23, 3), 1, 90)
     assert (wide.image_size, wide.num_classes) == (224, 1000)
     logits = catalog.create("cifar_resnext20_8x8d").eval()(torch.randn(2, 3, 32, 32))
     assert logits.shape == (2, 10)
@@ -119,6 +119,8 @@ def test_depths_outside_the_families_are_refused() -> None:
         catalog.resolve("cifar_resnext30_30x4d")
     with pytest.raises(UserError, match="50, 101 or 152"):
         catalog.resolve("resnext26_32x4d")
+    with pytest.raises(UserError, match="50, 101 or 152"):
+        catalog.resolve("resnext200_32x4d")
 
 
 @pytest.mark.parametrize(

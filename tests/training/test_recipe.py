@@ -50,6 +50,23 @@ def test_toml_keeps_awkward_strings_and_numbers() -> None:
         ({"batch_size": 10**20}, r"batch_size"),
         ({"augmentation": {"rand_augment": 10**20}}, r"rand_augment"),
         ({"data": {"std": [0.1, 0.1, 0.0]}}, r"std"),
+        ({"initialisation": "he"}, r"initialisation: .*'he-fan-out'"),
+        ({"optimizer": {"name": "rmsprop", "rho": 1.0}}, r"rho"),
+        ({"optimizer": {"name": "rmsprop", "epsilon": 0}}, r"epsilon"),
+        ({"schedule": {"name": "exponential"}}, r"needs every"),
+        ({"schedule": {"name": "plateau", "patience": 0}}, r"patience"),
+        ({"schedule": {"name": "step", "milestones": [1], "warmup_rate": 0.1}}, r"needs an end"),
+        ({"schedule": {"name": "constant", "warmup_until_error": 0.8}}, r"needs warmup_rate"),
+        (
+            {"schedule": {"name": "cosine", "warmup_rate": 0.1, "warmup_until_error": 0.8, "warmup_epochs": 1}},
+            r"needs an end",
+        ),
+        ({"schedule": {"warmup_rate": 0.1, "warmup_epochs": 1}}, r"one-cycle rises by itself"),
+        (
+            {"schedule": {"name": "constant", "warmup_rate": 0.1, "warmup_until_error": 0.8}}
+            | {"augmentation": {"mixup": 0.2}},
+            r"^the recipe: warmup_until_error counts training errors",
+        ),
     ],
 )
 def test_what_a_recipe_does_not_know_is_refused_by_name(raw: dict[str, object], message: str) -> None:
@@ -70,3 +87,16 @@ def test_missing_broken_and_misspelt_files(tmp_path: Path) -> None:
         recipe.load(tmp_path / "broken.toml")
     with pytest.raises(UserError, match="Did you mean 'digits'"):
         recipe.load("digitz")
+
+
+def test_every_ingredient_of_a_paper_s_recipe_survives_its_own_toml() -> None:
+    raw = {
+        "initialisation": "truncated-normal-0.1",
+        "optimizer": {"name": "rmsprop", "rho": 0.9, "epsilon": 1.0},
+        "schedule": {"name": "exponential", "every": 2, "factor": 0.94, "warmup_rate": 0.1, "warmup_until_error": 0.8},
+    }
+    complete = Recipe.from_dict(recipe.merge(SMALL, raw))
+    assert Recipe.from_dict(tomllib.loads(complete.to_toml())) == complete
+    deciding = complete.deciding()
+    assert deciding["initialisation"] == "truncated-normal-0.1"
+    assert deciding["schedule"]["warmup_until_error"] == 0.8

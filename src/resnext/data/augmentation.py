@@ -2,23 +2,27 @@
 
 The random numbers come from `order.uniforms`, a stream for each kind of change, and are handed to
 torchvision's functional transforms; no generator with a state is involved, so neither the batch that an
-image falls into nor the worker that loads it can change it. Images stay uint8 until `mix`, which works on
-the network's input.
+image falls into nor the worker that loads it can change it. Images stay uint8 until `lighting`, the last change
+of single images; `mix` works on the network's input.
+
+Departures and readings: the NIPS 2012 paper adds p·αλ without saying in which units pixels are when λ is computed;
+here they go from 0 to 1, as in the authors' code of ResNeXt, whose λ are 0.2175, 0.0188 and 0.0045.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnext.data import randaugment
+from resnext.data import crops, randaugment
+from resnext.data.crops import Pixels
 from resnext.data.order import uniforms
 from resnext.errors import UserError
 
@@ -26,9 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # The streams of `order.uniforms`. Runs in progress depend on them: append, never renumber.
-_CROP, _FLIP, _JITTER, _RAND_AUGMENT, _ERASING, _NOISE, _MIX = range(1, 8)
+_CROP, _FLIP, _JITTER, _RAND_AUGMENT, _ERASING, _NOISE, _MIX, _LIGHTING = range(1, 9)
 
-_TRIES = 10
 _ERASED_AREA, _ERASED_ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)
 
 
@@ -36,19 +39,24 @@ _ERASED_AREA, _ERASED_ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)
 class Augmentation:
     """How training images are changed; the defaults change nothing. An impossible value raises `UserError`.
 
-    `crop` "pad" adds `padding` pixels to each side (black, or the image's own reflected) and cuts a square
-    at random (arXiv:1512.03385 §4.2); "random-resized" cuts a share `area` of the image at an aspect ratio
-    `aspect` and resizes it (arXiv:1409.4842 §6); "none" is the centre square. `flip` is the probability of
+    `crop` "pad" adds `padding` pixels to each side (black, the image's own reflected, or the mean colour) and
+    cuts a square at random (arXiv:1512.03385 §4.2); "random-resized" cuts a share `area` of the image at an
+    aspect ratio `aspect` and resizes it (arXiv:1409.4842 §6); "shorter-side" resizes the image until its shorter
+    side has a length drawn from the whole numbers low…high of `shorter_side` and cuts a square at random
+    (arXiv:1512.03385 §3.4, arXiv:1409.1556 §3.1); "none" is the centre square. `flip` is the probability of
     a horizontal mirror image. `colour_jitter` s scales brightness, contrast and saturation by up to 1 ± s,
     in random order. `rand_augment` is how many of RandAugment's operations (arXiv:1909.13719) are applied,
-    at `magnitude` of 30. `erasing` is the probability of noise in a rectangle (arXiv:1708.04896). `mixup`
-    (arXiv:1710.09412) and `cutmix` (arXiv:1905.04899) are the α of their Beta distribution, 0 for off; with
-    both, each step takes one of them.
+    at `magnitude` of 30. `erasing` is the probability of noise in a rectangle (arXiv:1708.04896). `lighting` is
+    the σ of normal numbers that move an image's colour along each of the `colour_axes` (`statistics.colour_axes`;
+    NIPS 2012 "ImageNet classification with deep convolutional neural networks" §4.1, cited by arXiv:1409.1556
+    §3.1). `mixup` (arXiv:1710.09412) and `cutmix` (arXiv:1905.04899) are the α of their Beta distribution, 0 for
+    off; with both, each step takes one of them.
     """
 
-    crop: Literal["none", "pad", "random-resized"] = "none"
+    crop: Literal["none", "pad", "random-resized", "shorter-side"] = "none"
     padding: int = 4
-    padding_mode: Literal["constant", "reflect"] = "constant"
+    padding_mode: Literal["constant", "reflect", "mean"] = "constant"
+    shorter_side: tuple[int, int] = (256, 480)
     area: tuple[float, float] = (0.08, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
@@ -56,13 +64,15 @@ class Augmentation:
     rand_augment: int = 0
     magnitude: int = 9
     erasing: float = 0.0
+    lighting: float = 0.0
+    colour_axes: tuple[float, ...] = ()
     mixup: float = 0.0
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("crop", ("none", "pad", "random-resized")),
-            ("padding_mode", ("constant", "reflect")),
+            ("crop", ("none", "pad", "random-resized", "shorter-side")),
+            ("padding_mode", ("constant", "reflect", "mean")),
         ):
             self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
         for name in ("padding", "rand_augment"):
@@ -73,8 +83,13 @@ class Augmentation:
         self._require("magnitude", steps, f"a whole number from 0 to {randaugment.STRONGEST}")
         for name in ("flip", "erasing", "colour_jitter"):
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        for name in ("mixup", "cutmix"):
+        for name in ("lighting", "mixup", "cutmix"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "0 (off) or more")
+        squares = len(self.colour_axes) in (0, 1, 9) and all(map(math.isfinite, self.colour_axes))
+        self._require("colour_axes", squares, "1 (grey) or 3×3 (RGB) finite numbers, or () to compute them")
+        low, high = self.shorter_side
+        lengths = isinstance(low, int) and isinstance(high, int) and 0 < low <= high
+        self._require("shorter_side", lengths, "two whole numbers, 0 < low ≤ high")
         self._require("area", 0 < self.area[0] <= self.area[1] <= 1, "two shares, 0 < low ≤ high ≤ 1")
         ratios = 0 < self.aspect[0] <= self.aspect[1] < math.inf
         self._require("aspect", ratios, "two ratios of width to height, 0 < low ≤ high")
@@ -90,120 +105,60 @@ class Augmentation:
 
 
 def augment(
-    pixels: list[NDArray[np.uint8]] | NDArray[np.uint8],
+    pixels: Pixels,
     images: NDArray[np.int64],
     *,
     augmentation: Augmentation,
     image_size: int,
+    mean: tuple[float, ...] = (),
     seed: int,
     epoch: int,
-) -> NDArray[np.uint8]:
-    """Return the images changed at random: uint8 N×H×W×C (or a list of H×W×C) to uint8 N×S×S×C.
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Return the images changed at random: uint8 N×H×W×C (or a list of H×W×C) to N×S×S×C.
 
     S is `image_size`, and no side of `pixels` may be shorter. `images` are the numbers of the images within
-    their split; each image's result depends on its own pixels, its number, `seed` and `epoch` only.
+    their split; each image's result depends on its own pixels, its number, `seed` and `epoch` only. `mean` is the
+    colour that pads with `padding_mode` "mean", in units of 0…1. The result is uint8, but float32 in the same
+    units where there is `lighting`, whose changes are fractions of a level.
     """
 
     def numbers(draws: int, stream: int) -> NDArray[np.float64]:
         return uniforms(seed, epoch, images, draws, stream)
 
-    if augmentation.crop == "random-resized":
-        result = _resized_crops(pixels, numbers(2 * _TRIES + 2, _CROP), augmentation, image_size)
-    else:
-        result = _crops(pixels, numbers(2, _CROP), augmentation, image_size)
+    result = _cropped(pixels, numbers, augmentation, image_size, mean)
     if augmentation.flip:
         flipped = numbers(1, _FLIP)[:, 0] < augmentation.flip
         result[flipped] = result[flipped, :, ::-1]
     if augmentation.colour_jitter or augmentation.rand_augment:
         jitters, choices = numbers(4, _JITTER), numbers(2 * augmentation.rand_augment, _RAND_AUGMENT)
         for one, jitter, choice in zip(result, jitters, choices, strict=True):
-            image = _jittered(_image(one), jitter, augmentation.colour_jitter)
+            image = _jittered(crops.image_of(one), jitter, augmentation.colour_jitter)
             image = randaugment.apply(image, choice, augmentation.magnitude)
             one[:] = np.asarray(image).reshape(one.shape)
     if augmentation.erasing:
-        _erase(result, images, numbers(2 * _TRIES + 3, _ERASING), augmentation.erasing, (seed, epoch))
+        _erase(result, images, numbers(crops.BOX_DRAWS + 1, _ERASING), augmentation.erasing, (seed, epoch))
+    if augmentation.lighting:
+        return _lit(result, numbers(2 * result.shape[3], _LIGHTING), augmentation)
     return result
 
 
-def _crops(
-    pixels: list[NDArray[np.uint8]] | NDArray[np.uint8],
-    numbers: NDArray[np.float64],
+def _cropped(
+    pixels: Pixels,
+    numbers: Callable[[int, int], NDArray[np.float64]],
     augmentation: Augmentation,
     size: int,
+    mean: tuple[float, ...],
 ) -> NDArray[np.uint8]:
-    """Cut a square out of each image, at random out of the padded one or from the centre: uint8 N×S×S×C."""
-    if isinstance(pixels, list):  # of different shapes
-        alone = [_crops(one[None], numbers[i : i + 1], augmentation, size) for i, one in enumerate(pixels)]
-        return np.concatenate(alone)
+    """Cut each image to a square as `augmentation.crop` says: uint8 N×S×S×C."""
+    if augmentation.crop == "random-resized":
+        drawn = numbers(crops.BOX_DRAWS, _CROP)
+        return crops.resized_boxes(pixels, drawn, size, augmentation.area, augmentation.aspect)
+    if augmentation.crop == "shorter-side":
+        return crops.rescaled(pixels, numbers(3, _CROP), size, augmentation.shorter_side)
     if augmentation.crop == "pad":
-        border = (augmentation.padding, augmentation.padding)
-        pixels = np.pad(pixels, ((0, 0), border, border, (0, 0)), mode=augmentation.padding_mode)
-    count, height, width, channels = pixels.shape
-    free = np.array([height - size, width - size])
-    assert free.min() >= 0, (pixels.shape, size)
-    places = (numbers * (free + 1)).astype(np.int64) if augmentation.crop == "pad" else np.tile(free // 2, (count, 1))
-    # One gather of whole rows for the batch: pixel by pixel would cost ten times as much.
-    rows = np.ascontiguousarray(pixels).reshape(count, height, width * channels)
-    windows = sliding_window_view(rows, (size, size * channels), axis=(1, 2))
-    cut: NDArray[np.uint8] = windows[np.arange(count), places[:, 0], places[:, 1] * channels]
-    return cut.reshape(count, size, size, channels)
-
-
-def _resized_crops(
-    pixels: list[NDArray[np.uint8]] | NDArray[np.uint8],
-    numbers: NDArray[np.float64],
-    augmentation: Augmentation,
-    size: int,
-) -> NDArray[np.uint8]:
-    """Cut a random share out of each image and resize it, antialiased, to S×S: uint8 N×S×S×C."""
-    from torchvision.transforms.v2 import functional
-
-    shapes = np.array([one.shape[:2] for one in pixels])
-    boxes, found = _boxes(shapes, numbers, augmentation.area, augmentation.aspect)
-    boxes[~found] = _centred(shapes[~found], augmentation.aspect)
-    result = np.empty((len(pixels), size, size, pixels[0].shape[2]), np.uint8)
-    for target, one, (top, left, height, width) in zip(result, pixels, boxes.tolist(), strict=True):
-        part = _image(one[top : top + height, left : left + width])
-        target[:] = np.asarray(functional.resize(part, [size, size])).reshape(target.shape)
-    return result
-
-
-def _boxes(
-    shapes: NDArray[np.int64],
-    numbers: NDArray[np.float64],
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Draw a rectangle in each image: (top, left, height, width) N×4, and whether one of ten tries fitted.
-
-    Its area is uniform between two shares of the image's, its width / height log-uniform in `aspect`.
-    """
-    height, width = shapes[:, :1], shapes[:, 1:]
-    shares = area[0] + (area[1] - area[0]) * numbers[:, :_TRIES]
-    low, high = math.log(aspect[0]), math.log(aspect[1])
-    ratios = np.exp(low + (high - low) * numbers[:, _TRIES : 2 * _TRIES])
-    heights = np.rint(np.sqrt(shares * height * width / ratios)).astype(np.int64)
-    widths = np.rint(np.sqrt(shares * height * width * ratios)).astype(np.int64)
-    fits: NDArray[np.bool_] = (heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)
-    first = fits.argmax(axis=1)[:, None]
-    sizes = np.hstack([np.take_along_axis(heights, first, 1), np.take_along_axis(widths, first, 1)])
-    places = (numbers[:, 2 * _TRIES : 2 * _TRIES + 2] * (shapes - sizes + 1)).astype(np.int64)
-    return np.hstack([places, sizes]), np.asarray(fits.any(axis=1))
-
-
-def _centred(shapes: NDArray[np.int64], aspect: tuple[float, float]) -> NDArray[np.int64]:
-    """Return the largest centred rectangle whose width / height lies within `aspect`: N×4 as `_boxes`."""
-    height, width = shapes[:, 0], shapes[:, 1]
-    sizes = np.stack(
-        [np.minimum(height, np.rint(width / aspect[0])), np.minimum(width, np.rint(height * aspect[1]))], 1
-    )
-    sizes = np.maximum(sizes, 1).astype(np.int64)
-    return np.hstack([(shapes - sizes) // 2, sizes])
-
-
-def _image(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Return H×W×C pixels as Pillow's "L" or "RGB": tensors would start threads in each worker thread."""
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        pixels = crops.pad(pixels, augmentation.padding, augmentation.padding_mode, mean)
+        return crops.cut(pixels, size, numbers(2, _CROP))
+    return crops.cut(pixels, size)
 
 
 def _jittered(image: Image.Image, numbers: NDArray[np.float64], strength: float) -> Image.Image:
@@ -219,6 +174,21 @@ def _jittered(image: Image.Image, numbers: NDArray[np.float64], strength: float)
     return image
 
 
+def _lit(pixels: NDArray[np.uint8], numbers: NDArray[np.float64], augmentation: Augmentation) -> NDArray[np.float32]:
+    """Move the colour of each image along the colour axes: uint8 N×S×S×C to float32, not clipped to 0…255.
+
+    `numbers` N×2C make a normal number for each axis (Box and Muller, 1958).
+    """
+    channels = pixels.shape[3]
+    assert len(augmentation.colour_axes) == channels**2, augmentation.colour_axes
+    axes = np.array(augmentation.colour_axes).reshape(channels, channels)
+    lengths, angles = np.sqrt(-2 * np.log1p(-numbers[:, :channels])), 2 * np.pi * numbers[:, channels:]
+    amounts = augmentation.lighting * lengths * np.cos(angles)
+    shifts = 255 * (amounts[:, :, None] * axes).sum(axis=1)
+    lit: NDArray[np.float32] = pixels + shifts[:, None, None].astype(np.float32)
+    return lit
+
+
 def _erase(
     pixels: NDArray[np.uint8],
     images: NDArray[np.int64],
@@ -231,7 +201,7 @@ def _erase(
     Random erasing (arXiv:1708.04896 Algorithm 1, random values), but for the log-uniform ratio of the sides.
     """
     shapes = np.tile(np.array(pixels.shape[1:3]), (len(pixels), 1))
-    boxes, found = _boxes(shapes, numbers, _ERASED_AREA, _ERASED_ASPECT)
+    boxes, found = crops.boxes(shapes, numbers, _ERASED_AREA, _ERASED_ASPECT)
     for index in np.flatnonzero(found & (numbers[:, -1] < probability)):
         top, left, height, width = boxes[index]
         patch = pixels[index, top : top + height, left : left + width]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext.data import order
+from resnext.data import crops, order
 from resnext.data.augmentation import Augmentation, augment
 from resnext.data.images import read_image
 from resnext.data.parallel import in_order
@@ -20,7 +20,7 @@ from resnext.errors import ImageError, UserError
 if TYPE_CHECKING:
     from resnext.data.manifest import Split
 
-Pixels = list[NDArray[np.uint8]] | NDArray[np.uint8]
+Pixels = crops.Pixels
 """Images as `Preprocessing.resized` makes them: uint8 N×H×W×C, or a list of H×W×C of several shapes."""
 
 
@@ -61,10 +61,13 @@ class Files:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images: rows of the split int64 N, pixels uint8 N×S×S×C, classes int64 N; and its number."""
+    """One step's images: rows of the split int64 N, pixels of 0…255 N×S×S×C, classes int64 N; and its number.
+
+    Pixels are uint8, but float32 where they were augmented with `lighting`.
+    """
 
     indices: NDArray[np.int64]
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | NDArray[np.float32]
     labels: NDArray[np.int64]
     step: int
 
@@ -145,8 +148,10 @@ class Loader:
             indices = indices[~np.isin(indices, list(failures))]
         return Batch(indices, self._crops(pixels, indices, epoch), self.labels[indices], step), failures
 
-    def _crops(self, pixels: Pixels, indices: NDArray[np.int64], epoch: int | None) -> NDArray[np.uint8]:
-        """Cut images to the network's size: uint8 N×S×S×C."""
+    def _crops(
+        self, pixels: Pixels, indices: NDArray[np.int64], epoch: int | None
+    ) -> NDArray[np.uint8] | NDArray[np.float32]:
+        """Cut images to the network's size: N×S×S×C."""
         side = self.preprocessing.image_size
         if not len(indices):
             return np.empty((0, side, side, self.preprocessing.channels), np.uint8)
@@ -157,6 +162,7 @@ class Loader:
             indices,
             augmentation=self.augmentation,
             image_size=side,
+            mean=self.preprocessing.mean,
             seed=self.seed,
             epoch=epoch,
         )

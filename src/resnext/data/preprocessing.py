@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,12 +26,14 @@ LONGEST = 3
 """The longer side may be this many times the shorter; the ends of a longer image (a panorama) are cut off."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Preprocessing:
     """Everything between a decoded image and the network's input; stored in the bundle.
 
     `resize` is the length of the shorter side after resizing and `image_size` that of the square cut from its
     centre, both in pixels; `mean` and `std` are in units of pixels that go from 0 to 1, one a channel.
+    `mean_image` (image_size×image_size×channels, same units) is what an input of that size is centred by instead
+    of `mean`: the "per-pixel mean" of arXiv:1512.03385 §3.4. Other sizes use `mean`, its mean colour.
     A value that cannot be raises `UserError`.
     """
 
@@ -40,6 +43,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
+    mean_image: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         for name in ("image_size", "resize", "channels"):
@@ -59,6 +63,26 @@ class Preprocessing:
             raise UserError(f"Preprocessing: std is {self.std}, but must be above 0.")
         if self.interpolation not in tuple(FILTERS):  # a tuple takes unhashable values, too
             raise UserError(f"Preprocessing: interpolation {self.interpolation!r} is none of {', '.join(FILTERS)}.")
+        if self.mean_image is not None:
+            self._check_mean_image(self.mean_image)
+
+    def _check_mean_image(self, image: npt.NDArray[np.float32]) -> None:
+        shape = (self.image_size, self.image_size, self.channels)
+        if image.dtype != np.float32 or image.shape != shape or not np.isfinite(image).all():
+            raise UserError(
+                f"Preprocessing: the mean image is {image.dtype} {image.shape}, but must be finite float32 {shape}."
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Preprocessing) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.image_size, self.resize, self.channels, self.mean, self.std, self.interpolation))
+
+    def with_mean_image(self, image: npt.NDArray[np.float32]) -> Preprocessing:
+        """Return the same with this mean image (image_size×image_size×channels, units of 0…1) and its mean colour."""
+        colour = tuple(image.mean(axis=(0, 1), dtype=np.float64).tolist())
+        return dataclasses.replace(self, mean=colour, mean_image=image)
 
     @property
     def mode(self) -> str:
@@ -75,7 +99,7 @@ class Preprocessing:
         image = _shortened(image)
         width, height = image.size
         short = min(width, height)
-        size = (_scaled(width, self.resize, short), _scaled(height, self.resize, short))
+        size = (scaled_length(width, self.resize, short), scaled_length(height, self.resize, short))
         if size != image.size:
             image = image.resize(size, FILTERS[self.interpolation])
         return np.array(image).reshape(size[1], size[0], self.channels)
@@ -90,26 +114,32 @@ class Preprocessing:
         """Resize and crop an image: uint8, image_size×image_size×C."""
         return self.crop(self.resized(image))
 
-    def normalise(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Turn uint8 N×H×W×C into float32 N×C×H×W, contiguous: (pixel / 255 − mean) / std.
+    def normalise(self, batch: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Turn pixels of 0…255, N×H×W×C, into float32 N×C×H×W, contiguous: (pixel / 255 − mean) / std.
 
         One multiplication and one subtraction, each rounded by itself: the same bits on every machine.
         """
         count, height, width, channels = batch.shape
         assert channels == self.channels, batch.shape
         mean, std = np.array(self.mean)[:, None, None], np.array(self.std)[:, None, None]
+        if self.mean_image is not None and (height, width) == self.mean_image.shape[:2]:
+            mean = self.mean_image.transpose(2, 0, 1).astype(np.float64)
         result = np.empty((count, channels, height, width), np.float32)
         np.multiply(batch.transpose(0, 3, 1, 2), (1 / (255 * std)).astype(np.float32), out=result)
         result -= (mean / std).astype(np.float32)
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them; `from_dict` is the way back."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        """Return the fields as JSON has them, of a mean image its SHA-256; `from_dict` is the way back."""
+        told = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items() if v is not None}
+        return told if self.mean_image is None else {**told, "mean_image": _sha256(self.mean_image)}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
-        """Build from JSON's fields; an unknown, missing or impossible one raises `UserError`."""
+    def from_dict(cls, fields: Mapping[str, Any], mean_image: npt.NDArray[np.float32] | None = None) -> Preprocessing:
+        """Build from JSON's fields and the mean image, if they name one.
+
+        An unknown, missing or impossible field raises `UserError`, as does another mean image than the one named.
+        """
         if not isinstance(fields, Mapping):
             raise UserError(f"Preprocessing: {fields!r} is no table of fields.")
         known = [field.name for field in dataclasses.fields(cls)]
@@ -120,7 +150,13 @@ class Preprocessing:
             if name not in fields:
                 raise UserError(f"Preprocessing: the field {name!r} is missing.")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**values)
+        if values.pop("mean_image", None) != (None if mean_image is None else _sha256(mean_image)):
+            raise UserError("Preprocessing: the mean image is not the one whose SHA-256 is named.")
+        return cls(**values, mean_image=mean_image)
+
+
+def _sha256(image: npt.NDArray[np.float32]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(image, "<f4").tobytes()).hexdigest()
 
 
 def _check_channel_values(name: str, values: object, channels: int) -> None:
@@ -133,7 +169,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _scaled(length: int, numerator: int, denominator: int) -> int:
+def scaled_length(length: int, numerator: int, denominator: int) -> int:
     """Return length · numerator / denominator rounded, halves up."""
     return (2 * length * numerator + denominator) // (2 * denominator)
 

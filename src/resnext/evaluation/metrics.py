@@ -11,6 +11,7 @@ import numpy as np
 from resnext.data.loader import Loader
 from resnext.engine import Engine, rank
 from resnext.errors import UserError
+from resnext.evaluation.views import CENTRE, Views, outputs
 
 CLASSES_FOR_TOP5 = 6
 CONFIDENCE = 0.95
@@ -22,7 +23,7 @@ class Scores:
 
     `labels`, `predicted`: class indices; `probability`: of the predicted class; `place`: how many classes were
     ranked above the true one; `losses`: −log probability of the true class, in nats. `notes` say what to know
-    of the data.
+    of the data, and `views` which views of each image were scored.
     """
 
     classes: tuple[str, ...]
@@ -34,6 +35,7 @@ class Scores:
     losses: np.ndarray
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    views: Views = CENTRE
 
     @property
     def images(self) -> int:
@@ -78,21 +80,24 @@ class Scores:
             "top5": self.top5,
             "top1_interval": list(self.top1_interval),
             "loss": self.loss,
+            "views": self.views.to_dict(),
             "per_class": self.per_class(),
             "skipped": [{"path": path, "error": error} for path, error in self.skipped],
             "notes": list(self.notes),
         }
 
 
-def evaluate(engine: Engine, loader: Loader, progress: Callable[[int, int], None] | None = None) -> Scores:
-    """Score an engine on a loader's split, read in order with the centre crop.
+def evaluate(
+    engine: Engine, loader: Loader, progress: Callable[[int, int], None] | None = None, *, views: Views = CENTRE
+) -> Scores:
+    """Score an engine on a loader's split, read in order, on the centre crops or other views.
 
-    `progress(done, total)` is called after every batch. Raises UserError where no image could be read.
+    `progress(done, total)` is called after every batch. Views at `scales` need an engine that takes images of any
+    size, a `DenseEngine`. Raises UserError where no image could be read.
     """
     split, rows, done = loader.split, [], 0
-    for batch in loader.sequential():
-        if len(batch.labels):
-            rows.append((batch.indices, *score_batch(engine(batch.pixels), batch.labels)))
+    for indices, logits in outputs(engine, loader, views):
+        rows.append((indices, *score_batch(logits, loader.labels[indices])))
         done = min(done + loader.batch_size, len(split))
         if progress is not None:
             progress(done, len(split))
@@ -108,6 +113,7 @@ def evaluate(engine: Engine, loader: Loader, progress: Callable[[int, int], None
         place=place,
         losses=losses,
         skipped=tuple((str(split.path(index)), why) for index, why in sorted(loader.unreadable.items())),
+        views=views,
     )
 
 

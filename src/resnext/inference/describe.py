@@ -12,21 +12,23 @@ from resnext.bundle import Bundle
 def describe(
     what: str, *, image_size: int | None = None, num_classes: int | None = None, in_channels: int | None = None
 ) -> dict[str, Any]:
-    """Describe a network of the catalogue, or the network of a bundle at the bundle's sizes.
+    """Describe a network of the catalogue, or the network of a bundle.
 
+    Sizes that are None are the published ones and 3 channels, or those of the bundle.
     For a bundle the dict has `bundle` too: path, identity, classes, preprocessing, results, recipe.
     """
+    given = {"image_size": image_size, "num_classes": num_classes, "in_channels": in_channels}
+    sizes = {size: value for size, value in given.items() if value is not None}
     if not Path(what).is_dir():
-        return complexity.describe(what, image_size=image_size, num_classes=num_classes, in_channels=in_channels or 3)
+        return complexity.describe(what, **sizes)
     opened = Bundle.open(what)
     contents = opened.contents
-    told = complexity.describe(
-        contents.network,
-        image_size=image_size or contents.preprocessing.image_size,
-        num_classes=len(contents.classes),
-        in_channels=contents.preprocessing.channels,
-        **contents.options,
-    )
+    sizes = {
+        "image_size": contents.preprocessing.image_size,
+        "num_classes": len(contents.classes),
+        "in_channels": contents.preprocessing.channels,
+    } | sizes
+    told = complexity.describe(contents.network, **sizes, **contents.options)
     told["bundle"] = {
         "path": str(opened.path),
         "identity": opened.identity,

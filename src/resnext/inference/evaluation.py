@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from resnext.data.manifest import Manifest, scan
 from resnext.errors import UserError
 from resnext.evaluation import metrics
 from resnext.evaluation.metrics import Scores
+from resnext.evaluation.views import DenseEngine, Views
 from resnext.inference.files import load, reader
 
 
@@ -20,20 +21,28 @@ def evaluate(
     device: str = "auto",
     precision: str = "fp32",
     max_unreadable: float = 0.01,
+    crops: int = 1,
+    scales: Sequence[int] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Score a bundle, or a run's, on the test split of labelled data, every image exactly once.
 
     Labels are matched by class name. Images that cannot be read are counted and named in `Scores.skipped`; more
     than the share `max_unreadable` of them raises UserError, as does a class that the bundle does not know.
+    `crops=10` averages over ten crops of each image; `scales`, in pixels, over the whole image with its shorter side
+    at each of them, and its mirror image (`evaluation/views.py`).
     """
     if not 0 <= max_unreadable <= 1:
         raise UserError(f"--max-unreadable {max_unreadable} is no share. Give a number from 0 to 1.")
+    views = Views(crops, tuple(scales))
     classifier = load(bundle, device=device, precision=precision)
+    views.check_scales(classifier.preprocessing.image_size)
     manifest = scan(data, purpose="evaluate", classes=classifier.classes)
     split = manifest.split("test")
-    loader = reader(classifier, split)
-    scores = metrics.evaluate(classifier.engine, loader, progress)
+    engine = classifier.engine
+    if views.scales:
+        engine = DenseEngine(classifier.network, classifier.preprocessing, device=device, precision=precision)
+    scores = metrics.evaluate(engine, reader(classifier, split), progress, views=views)
     if len(scores.skipped) > max_unreadable * len(split):
         path, why = scores.skipped[0]
         raise UserError(

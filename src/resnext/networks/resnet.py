@@ -8,6 +8,10 @@ Departures and readings:
   are the same; v1.5 has 231,211,008 more multiply-adds.
 - `resnet18` and `resnet34` have shortcuts of option B; `_a` and `_c` are the paper's options A and C.
 - Projections end in a batch norm, as in the authors' code; the paper does not say.
+- `resnet200` is the 200-layer network of arXiv:1603.05027 Table 5 with blocks as here; `preact_resnet200` is that
+  paper's own. `resnet50_no_shortcut` is the residual ablation of arXiv:1611.05431 section 5.1: no shortcut is left,
+  and so no projection. `cifar_resnet152` is the constant-depth network of arXiv:1603.09382 for SVHN.
+- The paper's CIFAR networks have shortcuts of option A; `_b` has projections where the shape changes.
 - The max-pool pads by one on every side; the authors' Caffe net pads only at the end. Sizes are the same.
 """
 
@@ -31,9 +35,20 @@ Stem = Literal["imagenet", "cifar"]
 Shortcut = Literal["A", "B", "C", "none"]
 StrideIn = Literal["1x1", "3x3"]
 
-# Table 1: the blocks of each stage, by depth.
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+# Table 1: the blocks of each stage, by depth; 200 is from arXiv:1603.05027.
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
 STEM_STRIDES = {"imagenet": 4, "cifar": 1}
+# What the stages put out at the published image sizes: channels, height, width.
+BASIC_STAGES = ((64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))
+BOTTLENECK_STAGES = ((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))
+CIFAR_STAGES = ((16, 32, 32), (32, 16, 16), (64, 8, 8))
 
 
 @dataclass(frozen=True)
@@ -173,7 +188,7 @@ def check_depth(name: str, depth: int, *, step: int) -> None:
 
 
 def imagenet(depth: int, *, shortcut: Shortcut = "B", stride_in: StrideIn = "3x3") -> ResNetConfig:
-    """Return the column of Table 1 with `depth` layers."""
+    """Return the column of Table 1 with `depth` layers, or the 200-layer network."""
     block: Block = "basic" if depth < 50 else "bottleneck"
     return ResNetConfig(BLOCKS[depth], block, shortcut=shortcut, stride_in=stride_in)
 
@@ -199,101 +214,65 @@ def parse(name: str) -> Blueprint | None:
 
 # fmt: off
 VARIANTS: dict[str, Variant] = {
-    "resnet18": Variant(
-        ResNet, imagenet(18), paper="arXiv:1512.03385 Table 1", image_size=224,
-        parameters=11_689_512, macs=1_814_073_344,
-        stages=((64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))),
-    "resnet34": Variant(
-        ResNet, imagenet(34), paper="arXiv:1512.03385 Table 1", image_size=224,
-        parameters=21_797_672, macs=3_663_761_408,
-        stages=((64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))),
-    "resnet18_a": Variant(
-        ResNet, imagenet(18, shortcut="A"), paper="arXiv:1512.03385 Table 2", image_size=224,
-        parameters=11_515_688, macs=1_794_805_760,
-        stages=((64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))),
-    "resnet34_a": Variant(
-        ResNet, imagenet(34, shortcut="A"), paper="arXiv:1512.03385 Table 3", image_size=224,
-        parameters=21_623_848, macs=3_644_493_824,
-        stages=((64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))),
-    "resnet34_c": Variant(
-        ResNet, imagenet(34, shortcut="C"), paper="arXiv:1512.03385 Table 3", image_size=224,
-        parameters=22_716_840, macs=3_830_747_136,
-        stages=((64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))),
-    "plain18": Variant(
-        ResNet, imagenet(18, shortcut="none"), paper="arXiv:1512.03385 Table 2", image_size=224,
-        parameters=11_515_688, macs=1_794_805_760,
-        stages=((64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))),
-    "plain34": Variant(
-        ResNet, imagenet(34, shortcut="none"), paper="arXiv:1512.03385 Table 2", image_size=224,
-        parameters=21_623_848, macs=3_644_493_824,
-        stages=((64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))),
-    "resnet50": Variant(
-        ResNet, imagenet(50), paper="arXiv:1512.03385 Table 1", image_size=224,
-        parameters=25_557_032, macs=4_089_184_256,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnet101": Variant(
-        ResNet, imagenet(101), paper="arXiv:1512.03385 Table 1", image_size=224,
-        parameters=44_549_160, macs=7_801_405_440,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnet152": Variant(
-        ResNet, imagenet(152), paper="arXiv:1512.03385 Table 1", image_size=224,
-        parameters=60_192_808, macs=11_513_626_624,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnet50_v1": Variant(
-        ResNet, imagenet(50, stride_in="1x1"), paper="arXiv:1512.03385 Table 1", image_size=224,
-        parameters=25_557_032, macs=3_857_973_248,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnet101_v1": Variant(
-        ResNet, imagenet(101, stride_in="1x1"), paper="arXiv:1512.03385 Table 1", image_size=224,
-        parameters=44_549_160, macs=7_570_194_432,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnet152_v1": Variant(
-        ResNet, imagenet(152, stride_in="1x1"), paper="arXiv:1512.03385 Table 1", image_size=224,
-        parameters=60_192_808, macs=11_282_415_616,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "cifar_resnet20": Variant(
-        ResNet, cifar(3, "A"), paper="arXiv:1512.03385 Table 6", image_size=32, num_classes=10,
-        parameters=269_722, macs=40_551_040,
-        stages=((16, 32, 32), (32, 16, 16), (64, 8, 8))),
-    "cifar_resnet32": Variant(
-        ResNet, cifar(5, "A"), paper="arXiv:1512.03385 Table 6", image_size=32, num_classes=10,
-        parameters=464_154, macs=68_862_592,
-        stages=((16, 32, 32), (32, 16, 16), (64, 8, 8))),
-    "cifar_resnet44": Variant(
-        ResNet, cifar(7, "A"), paper="arXiv:1512.03385 Table 6", image_size=32, num_classes=10,
-        parameters=658_586, macs=97_174_144,
-        stages=((16, 32, 32), (32, 16, 16), (64, 8, 8))),
-    "cifar_resnet56": Variant(
-        ResNet, cifar(9, "A"), paper="arXiv:1512.03385 Table 6", image_size=32, num_classes=10,
-        parameters=853_018, macs=125_485_696,
-        stages=((16, 32, 32), (32, 16, 16), (64, 8, 8))),
-    "cifar_resnet110": Variant(
-        ResNet, cifar(18, "A"), paper="arXiv:1512.03385 Table 6", image_size=32, num_classes=10,
-        parameters=1_727_962, macs=252_887_680,
-        stages=((16, 32, 32), (32, 16, 16), (64, 8, 8))),
-    "cifar_resnet1202": Variant(
-        ResNet, cifar(200, "A"), paper="arXiv:1512.03385 Table 6", image_size=32, num_classes=10,
-        parameters=19_421_274, macs=2_829_238_912,
-        stages=((16, 32, 32), (32, 16, 16), (64, 8, 8))),
-    "cifar_plain20": Variant(
-        ResNet, cifar(3, "none"), paper="arXiv:1512.03385 Fig. 6", image_size=32, num_classes=10,
-        parameters=269_722, macs=40_551_040,
-        stages=((16, 32, 32), (32, 16, 16), (64, 8, 8))),
-    "cifar_plain32": Variant(
-        ResNet, cifar(5, "none"), paper="arXiv:1512.03385 Fig. 6", image_size=32, num_classes=10,
-        parameters=464_154, macs=68_862_592,
-        stages=((16, 32, 32), (32, 16, 16), (64, 8, 8))),
-    "cifar_plain44": Variant(
-        ResNet, cifar(7, "none"), paper="arXiv:1512.03385 Fig. 6", image_size=32, num_classes=10,
-        parameters=658_586, macs=97_174_144,
-        stages=((16, 32, 32), (32, 16, 16), (64, 8, 8))),
-    "cifar_plain56": Variant(
-        ResNet, cifar(9, "none"), paper="arXiv:1512.03385 Fig. 6", image_size=32, num_classes=10,
-        parameters=853_018, macs=125_485_696,
-        stages=((16, 32, 32), (32, 16, 16), (64, 8, 8))),
-    "cifar_plain110": Variant(
-        ResNet, cifar(18, "none"), paper="arXiv:1512.03385 Fig. 6", image_size=32, num_classes=10,
-        parameters=1_727_962, macs=252_887_680,
-        stages=((16, 32, 32), (32, 16, 16), (64, 8, 8))),
+    "resnet18": Variant(ResNet, imagenet(18), paper="arXiv:1512.03385 Table 1", image_size=224,
+        parameters=11_689_512, macs=1_814_073_344, stages=BASIC_STAGES),
+    "resnet34": Variant(ResNet, imagenet(34), paper="arXiv:1512.03385 Table 1", image_size=224,
+        parameters=21_797_672, macs=3_663_761_408, stages=BASIC_STAGES),
+    "resnet18_a": Variant(ResNet, imagenet(18, shortcut="A"), paper="arXiv:1512.03385 Table 2", image_size=224,
+        parameters=11_515_688, macs=1_794_805_760, stages=BASIC_STAGES),
+    "resnet34_a": Variant(ResNet, imagenet(34, shortcut="A"), paper="arXiv:1512.03385 Table 3", image_size=224,
+        parameters=21_623_848, macs=3_644_493_824, stages=BASIC_STAGES),
+    "resnet34_c": Variant(ResNet, imagenet(34, shortcut="C"), paper="arXiv:1512.03385 Table 3", image_size=224,
+        parameters=22_716_840, macs=3_830_747_136, stages=BASIC_STAGES),
+    "plain18": Variant(ResNet, imagenet(18, shortcut="none"), paper="arXiv:1512.03385 Table 2", image_size=224,
+        parameters=11_515_688, macs=1_794_805_760, stages=BASIC_STAGES),
+    "plain34": Variant(ResNet, imagenet(34, shortcut="none"), paper="arXiv:1512.03385 Table 2", image_size=224,
+        parameters=21_623_848, macs=3_644_493_824, stages=BASIC_STAGES),
+    "resnet50": Variant(ResNet, imagenet(50), paper="arXiv:1512.03385 Table 1", image_size=224,
+        parameters=25_557_032, macs=4_089_184_256, stages=BOTTLENECK_STAGES),
+    "resnet101": Variant(ResNet, imagenet(101), paper="arXiv:1512.03385 Table 1", image_size=224,
+        parameters=44_549_160, macs=7_801_405_440, stages=BOTTLENECK_STAGES),
+    "resnet152": Variant(ResNet, imagenet(152), paper="arXiv:1512.03385 Table 1", image_size=224,
+        parameters=60_192_808, macs=11_513_626_624, stages=BOTTLENECK_STAGES),
+    "resnet200": Variant(ResNet, imagenet(200), paper="arXiv:1603.05027 Table 5", image_size=224,
+        parameters=64_673_832, macs=15_007_481_856, stages=BOTTLENECK_STAGES),
+    "resnet50_v1": Variant(ResNet, imagenet(50, stride_in="1x1"), paper="arXiv:1512.03385 Table 1", image_size=224,
+        parameters=25_557_032, macs=3_857_973_248, stages=BOTTLENECK_STAGES),
+    "resnet101_v1": Variant(ResNet, imagenet(101, stride_in="1x1"), paper="arXiv:1512.03385 Table 1", image_size=224,
+        parameters=44_549_160, macs=7_570_194_432, stages=BOTTLENECK_STAGES),
+    "resnet152_v1": Variant(ResNet, imagenet(152, stride_in="1x1"), paper="arXiv:1512.03385 Table 1", image_size=224,
+        parameters=60_192_808, macs=11_282_415_616, stages=BOTTLENECK_STAGES),
+    "resnet50_no_shortcut": Variant(ResNet, imagenet(50, shortcut="none"), paper="arXiv:1611.05431 section 5.1",
+        image_size=224, parameters=22_780_456, macs=3_729_522_688, stages=BOTTLENECK_STAGES),
+    "cifar_resnet20": Variant(ResNet, cifar(3, "A"), paper="arXiv:1512.03385 Table 6", image_size=32,
+        num_classes=10, parameters=269_722, macs=40_551_040, stages=CIFAR_STAGES),
+    "cifar_resnet32": Variant(ResNet, cifar(5, "A"), paper="arXiv:1512.03385 Table 6", image_size=32,
+        num_classes=10, parameters=464_154, macs=68_862_592, stages=CIFAR_STAGES),
+    "cifar_resnet44": Variant(ResNet, cifar(7, "A"), paper="arXiv:1512.03385 Table 6", image_size=32,
+        num_classes=10, parameters=658_586, macs=97_174_144, stages=CIFAR_STAGES),
+    "cifar_resnet56": Variant(ResNet, cifar(9, "A"), paper="arXiv:1512.03385 Table 6", image_size=32,
+        num_classes=10, parameters=853_018, macs=125_485_696, stages=CIFAR_STAGES),
+    "cifar_resnet110": Variant(ResNet, cifar(18, "A"), paper="arXiv:1512.03385 Table 6", image_size=32,
+        num_classes=10, parameters=1_727_962, macs=252_887_680, stages=CIFAR_STAGES),
+    "cifar_resnet152": Variant(ResNet, cifar(25, "A"), paper="arXiv:1603.09382 section 4", image_size=32,
+        num_classes=10, parameters=2_408_474, macs=351_978_112, stages=CIFAR_STAGES),
+    "cifar_resnet1202": Variant(ResNet, cifar(200, "A"), paper="arXiv:1512.03385 Table 6", image_size=32,
+        num_classes=10, parameters=19_421_274, macs=2_829_238_912, stages=CIFAR_STAGES),
+    "cifar_resnet20_b": Variant(ResNet, cifar(3, "B"), paper="arXiv:1512.03385 section 4.2, option B", image_size=32,
+        num_classes=10, parameters=272_474, macs=40_813_184, stages=CIFAR_STAGES),
+    "cifar_resnet56_b": Variant(ResNet, cifar(9, "B"), paper="arXiv:1512.03385 section 4.2, option B", image_size=32,
+        num_classes=10, parameters=855_770, macs=125_747_840, stages=CIFAR_STAGES),
+    "cifar_resnet110_b": Variant(ResNet, cifar(18, "B"), paper="arXiv:1512.03385 section 4.2, option B", image_size=32,
+        num_classes=10, parameters=1_730_714, macs=253_149_824, stages=CIFAR_STAGES),
+    "cifar_plain20": Variant(ResNet, cifar(3, "none"), paper="arXiv:1512.03385 Fig. 6", image_size=32,
+        num_classes=10, parameters=269_722, macs=40_551_040, stages=CIFAR_STAGES),
+    "cifar_plain32": Variant(ResNet, cifar(5, "none"), paper="arXiv:1512.03385 Fig. 6", image_size=32,
+        num_classes=10, parameters=464_154, macs=68_862_592, stages=CIFAR_STAGES),
+    "cifar_plain44": Variant(ResNet, cifar(7, "none"), paper="arXiv:1512.03385 Fig. 6", image_size=32,
+        num_classes=10, parameters=658_586, macs=97_174_144, stages=CIFAR_STAGES),
+    "cifar_plain56": Variant(ResNet, cifar(9, "none"), paper="arXiv:1512.03385 Fig. 6", image_size=32,
+        num_classes=10, parameters=853_018, macs=125_485_696, stages=CIFAR_STAGES),
+    "cifar_plain110": Variant(ResNet, cifar(18, "none"), paper="arXiv:1512.03385 Fig. 6", image_size=32,
+        num_classes=10, parameters=1_727_962, macs=252_887_680, stages=CIFAR_STAGES),
 }
 # fmt: on

@@ -6,6 +6,8 @@ CIFAR networks (9n + 2 layers). The blocks have form (c) of Fig. 3, with a group
 Departures and readings:
 - `resnext101_32x8d` and `resnext152_32x4d` are not in the paper: the first is torchvision's, the second comes
   with the authors' code.
+- `resnext50_32x4d_no_shortcut` is section 5.1's residual ablation: no shortcut is left, and so no projection.
+  `resnext101_1x100d` is Table 4's wider ResNet-101.
 - Shortcuts are of option B for CIFAR as well, and down-sampling is in the 3×3 convolution: the authors' code.
 """
 
@@ -21,6 +23,7 @@ from resnext.errors import UserError
 from resnext.layers import ConvNorm, Network, PooledHead, Stage
 from resnext.networks.resnet import (
     BLOCKS,
+    BOTTLENECK_STAGES,
     STEM_STRIDES,
     Shortcut,
     Stem,
@@ -30,6 +33,8 @@ from resnext.networks.resnet import (
 )
 from resnext.residual import ResidualBlock, StochasticDepth, set_survivals
 from resnext.variant import Blueprint, Variant, check_choice, check_sizes
+
+CIFAR_STAGES = ((256, 32, 32), (512, 16, 16), (1024, 8, 8))
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,9 @@ class ResNeXt(Network):
         set_survivals(self, config)
 
 
-def imagenet(depth: int, cardinality: int, base_width: int) -> ResNeXtConfig:
+def imagenet(depth: int, cardinality: int, base_width: int, *, shortcut: Shortcut = "B") -> ResNeXtConfig:
     """Return section 4's network with `depth` layers: 50, 101 or 152."""
-    return ResNeXtConfig(BLOCKS[depth], cardinality, base_width)
+    return ResNeXtConfig(BLOCKS[depth], cardinality, base_width, shortcut=shortcut)
 
 
 def cifar(blocks: int, cardinality: int, base_width: int) -> ResNeXtConfig:
@@ -135,7 +140,7 @@ def parse(name: str) -> Blueprint | None:
         check_depth(name, depth, step=9)
         config = cifar((depth - 2) // 9, cardinality, base_width)
         return Blueprint(ResNeXt, config, paper="arXiv:1611.05431 section 5.3", image_size=32, num_classes=10)
-    if depth not in BLOCKS:
+    if depth not in (50, 101, 152):
         raise UserError(f"There is no {name!r}: ResNeXt for ImageNet has 50, 101 or 152 layers. Take one of these.")
     config = imagenet(depth, cardinality, base_width)
     return Blueprint(ResNeXt, config, paper="arXiv:1611.05431 section 4", image_size=224)
@@ -143,93 +148,54 @@ def parse(name: str) -> Blueprint | None:
 
 # fmt: off
 VARIANTS: dict[str, Variant] = {
-    "resnext50_32x4d": Variant(
-        ResNeXt, imagenet(50, 32, 4), paper="arXiv:1611.05431 Table 1", image_size=224,
-        parameters=25_028_904, macs=4_230_479_872,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnext50_2x40d": Variant(
-        ResNeXt, imagenet(50, 2, 40), paper="arXiv:1611.05431 Table 3", image_size=224,
-        parameters=25_425_000, macs=4_124_508_160,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnext50_4x24d": Variant(
-        ResNeXt, imagenet(50, 4, 24), paper="arXiv:1611.05431 Table 3", image_size=224,
-        parameters=25_292_968, macs=4_159_832_064,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnext50_8x14d": Variant(
-        ResNeXt, imagenet(50, 8, 14), paper="arXiv:1611.05431 Table 3", image_size=224,
-        parameters=25_603_016, macs=4_267_409_408,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnext101_32x4d": Variant(
-        ResNeXt, imagenet(101, 32, 4), paper="arXiv:1611.05431 Table 3", image_size=224,
-        parameters=44_177_704, macs=7_969_996_800,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnext101_2x40d": Variant(
-        ResNeXt, imagenet(101, 2, 40), paper="arXiv:1611.05431 Table 3", image_size=224,
-        parameters=44_456_296, macs=7_843_553_280,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnext101_4x24d": Variant(
-        ResNeXt, imagenet(101, 4, 24), paper="arXiv:1611.05431 Table 3", image_size=224,
-        parameters=44_363_432, macs=7_885_701_120,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnext101_8x14d": Variant(
-        ResNeXt, imagenet(101, 8, 14), paper="arXiv:1611.05431 Table 3", image_size=224,
-        parameters=45_104_328, macs=8_076_871_680,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnext101_2x64d": Variant(
-        ResNeXt, imagenet(101, 2, 64), paper="arXiv:1611.05431 Table 4", image_size=224,
-        parameters=84_198_184, macs=15_123_087_360,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnext101_64x4d": Variant(
-        ResNeXt, imagenet(101, 64, 4), paper="arXiv:1611.05431 Table 4", image_size=224,
-        parameters=83_455_272, macs=15_460_270_080,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnext101_32x8d": Variant(
-        ResNeXt, imagenet(101, 32, 8), paper="arXiv:1611.05431 (torchvision's size)", image_size=224,
-        parameters=88_791_336, macs=16_414_015_488,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "resnext152_32x4d": Variant(
-        ResNeXt, imagenet(152, 32, 4), paper="arXiv:1611.05431 (authors' code)", image_size=224,
-        parameters=59_951_400, macs=11_709_513_728,
-        stages=((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))),
-    "cifar_resnext29_1x64d": Variant(
-        ResNeXt, cifar(3, 1, 64), paper="arXiv:1611.05431 section 5.3", image_size=32, num_classes=10,
-        parameters=4_914_250, macs=748_365_824,
-        stages=((256, 32, 32), (512, 16, 16), (1024, 8, 8))),
-    "cifar_resnext29_2x64d": Variant(
-        ResNeXt, cifar(3, 2, 64), paper="arXiv:1611.05431 section 5.3", image_size=32, num_classes=10,
-        parameters=9_130_314, macs=1_411_065_856,
-        stages=((256, 32, 32), (512, 16, 16), (1024, 8, 8))),
-    "cifar_resnext29_4x64d": Variant(
-        ResNeXt, cifar(3, 4, 64), paper="arXiv:1611.05431 section 5.3", image_size=32, num_classes=10,
-        parameters=17_562_442, macs=2_736_465_920,
-        stages=((256, 32, 32), (512, 16, 16), (1024, 8, 8))),
-    "cifar_resnext29_8x64d": Variant(
-        ResNeXt, cifar(3, 8, 64), paper="arXiv:1611.05431 Table 7", image_size=32, num_classes=10,
-        parameters=34_426_698, macs=5_387_266_048,
-        stages=((256, 32, 32), (512, 16, 16), (1024, 8, 8))),
-    "cifar_resnext29_16x64d": Variant(
-        ResNeXt, cifar(3, 16, 64), paper="arXiv:1611.05431 Table 7", image_size=32, num_classes=10,
-        parameters=68_155_210, macs=10_688_866_304,
-        stages=((256, 32, 32), (512, 16, 16), (1024, 8, 8))),
-    "cifar_resnext29_1x128d": Variant(
-        ResNeXt, cifar(3, 1, 128), paper="arXiv:1611.05431 section 5.3", image_size=32, num_classes=10,
-        parameters=13_775_178, macs=2_090_543_104,
-        stages=((256, 32, 32), (512, 16, 16), (1024, 8, 8))),
-    "cifar_resnext29_1x256d": Variant(
-        ResNeXt, cifar(3, 1, 256), paper="arXiv:1611.05431 section 5.3", image_size=32, num_classes=10,
-        parameters=45_431_626, macs=6_813_329_408,
-        stages=((256, 32, 32), (512, 16, 16), (1024, 8, 8))),
-    "cifar_resnext29_32x4d": Variant(
-        ResNeXt, cifar(3, 32, 4), paper="arXiv:1611.05431 section 5.3", image_size=32, num_classes=10,
-        parameters=4_775_754, macs=774_055_936,
-        stages=((256, 32, 32), (512, 16, 16), (1024, 8, 8))),
-    "cifar_resnext29_4x32d": Variant(
-        ResNeXt, cifar(3, 4, 32), paper="arXiv:1611.05431 section 5.3", image_size=32, num_classes=10,
-        parameters=6_807_882, macs=1_071_327_232,
-        stages=((256, 32, 32), (512, 16, 16), (1024, 8, 8))),
-    "cifar_resnext29_2x32d": Variant(
-        ResNeXt, cifar(3, 2, 32), paper="arXiv:1611.05431 section 5.3", image_size=32, num_classes=10,
-        parameters=3_753_034, macs=578_496_512,
-        stages=((256, 32, 32), (512, 16, 16), (1024, 8, 8))),
+    "resnext50_32x4d": Variant(ResNeXt, imagenet(50, 32, 4), paper="arXiv:1611.05431 Table 1", image_size=224,
+        parameters=25_028_904, macs=4_230_479_872, stages=BOTTLENECK_STAGES),
+    "resnext50_32x4d_no_shortcut": Variant(ResNeXt, imagenet(50, 32, 4, shortcut="none"),
+        paper="arXiv:1611.05431 section 5.1", image_size=224,
+        parameters=22_252_328, macs=3_870_818_304, stages=BOTTLENECK_STAGES),
+    "resnext50_2x40d": Variant(ResNeXt, imagenet(50, 2, 40), paper="arXiv:1611.05431 Table 3", image_size=224,
+        parameters=25_425_000, macs=4_124_508_160, stages=BOTTLENECK_STAGES),
+    "resnext50_4x24d": Variant(ResNeXt, imagenet(50, 4, 24), paper="arXiv:1611.05431 Table 3", image_size=224,
+        parameters=25_292_968, macs=4_159_832_064, stages=BOTTLENECK_STAGES),
+    "resnext50_8x14d": Variant(ResNeXt, imagenet(50, 8, 14), paper="arXiv:1611.05431 Table 3", image_size=224,
+        parameters=25_603_016, macs=4_267_409_408, stages=BOTTLENECK_STAGES),
+    "resnext101_32x4d": Variant(ResNeXt, imagenet(101, 32, 4), paper="arXiv:1611.05431 Table 3", image_size=224,
+        parameters=44_177_704, macs=7_969_996_800, stages=BOTTLENECK_STAGES),
+    "resnext101_2x40d": Variant(ResNeXt, imagenet(101, 2, 40), paper="arXiv:1611.05431 Table 3", image_size=224,
+        parameters=44_456_296, macs=7_843_553_280, stages=BOTTLENECK_STAGES),
+    "resnext101_4x24d": Variant(ResNeXt, imagenet(101, 4, 24), paper="arXiv:1611.05431 Table 3", image_size=224,
+        parameters=44_363_432, macs=7_885_701_120, stages=BOTTLENECK_STAGES),
+    "resnext101_8x14d": Variant(ResNeXt, imagenet(101, 8, 14), paper="arXiv:1611.05431 Table 3", image_size=224,
+        parameters=45_104_328, macs=8_076_871_680, stages=BOTTLENECK_STAGES),
+    "resnext101_1x100d": Variant(ResNeXt, imagenet(101, 1, 100), paper="arXiv:1611.05431 Table 4", image_size=224,
+        parameters=85_611_336, macs=15_272_862_720, stages=BOTTLENECK_STAGES),
+    "resnext101_2x64d": Variant(ResNeXt, imagenet(101, 2, 64), paper="arXiv:1611.05431 Table 4", image_size=224,
+        parameters=84_198_184, macs=15_123_087_360, stages=BOTTLENECK_STAGES),
+    "resnext101_64x4d": Variant(ResNeXt, imagenet(101, 64, 4), paper="arXiv:1611.05431 Table 4", image_size=224,
+        parameters=83_455_272, macs=15_460_270_080, stages=BOTTLENECK_STAGES),
+    "resnext101_32x8d": Variant(ResNeXt, imagenet(101, 32, 8), paper="arXiv:1611.05431 (torchvision's size)",
+        image_size=224, parameters=88_791_336, macs=16_414_015_488, stages=BOTTLENECK_STAGES),
+    "resnext152_32x4d": Variant(ResNeXt, imagenet(152, 32, 4), paper="arXiv:1611.05431 (authors' code)", image_size=224,
+        parameters=59_951_400, macs=11_709_513_728, stages=BOTTLENECK_STAGES),
+    "cifar_resnext29_1x64d": Variant(ResNeXt, cifar(3, 1, 64), paper="arXiv:1611.05431 section 5.3", image_size=32,
+        num_classes=10, parameters=4_914_250, macs=748_365_824, stages=CIFAR_STAGES),
+    "cifar_resnext29_2x64d": Variant(ResNeXt, cifar(3, 2, 64), paper="arXiv:1611.05431 section 5.3", image_size=32,
+        num_classes=10, parameters=9_130_314, macs=1_411_065_856, stages=CIFAR_STAGES),
+    "cifar_resnext29_4x64d": Variant(ResNeXt, cifar(3, 4, 64), paper="arXiv:1611.05431 section 5.3", image_size=32,
+        num_classes=10, parameters=17_562_442, macs=2_736_465_920, stages=CIFAR_STAGES),
+    "cifar_resnext29_8x64d": Variant(ResNeXt, cifar(3, 8, 64), paper="arXiv:1611.05431 Table 7", image_size=32,
+        num_classes=10, parameters=34_426_698, macs=5_387_266_048, stages=CIFAR_STAGES),
+    "cifar_resnext29_16x64d": Variant(ResNeXt, cifar(3, 16, 64), paper="arXiv:1611.05431 Table 7", image_size=32,
+        num_classes=10, parameters=68_155_210, macs=10_688_866_304, stages=CIFAR_STAGES),
+    "cifar_resnext29_1x128d": Variant(ResNeXt, cifar(3, 1, 128), paper="arXiv:1611.05431 section 5.3", image_size=32,
+        num_classes=10, parameters=13_775_178, macs=2_090_543_104, stages=CIFAR_STAGES),
+    "cifar_resnext29_1x256d": Variant(ResNeXt, cifar(3, 1, 256), paper="arXiv:1611.05431 section 5.3", image_size=32,
+        num_classes=10, parameters=45_431_626, macs=6_813_329_408, stages=CIFAR_STAGES),
+    "cifar_resnext29_32x4d": Variant(ResNeXt, cifar(3, 32, 4), paper="arXiv:1611.05431 section 5.3", image_size=32,
+        num_classes=10, parameters=4_775_754, macs=774_055_936, stages=CIFAR_STAGES),
+    "cifar_resnext29_4x32d": Variant(ResNeXt, cifar(3, 4, 32), paper="arXiv:1611.05431 section 5.3", image_size=32,
+        num_classes=10, parameters=6_807_882, macs=1_071_327_232, stages=CIFAR_STAGES),
+    "cifar_resnext29_2x32d": Variant(ResNeXt, cifar(3, 2, 32), paper="arXiv:1611.05431 section 5.3", image_size=32,
+        num_classes=10, parameters=3_753_034, macs=578_496_512, stages=CIFAR_STAGES),
 }
 # fmt: on

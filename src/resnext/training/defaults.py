@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from resnext import catalog, complexity, machine
+from resnext.data import statistics
 from resnext.data.images import read_image
+from resnext.data.loader import Files
 from resnext.data.manifest import Split
+from resnext.data.parallel import in_order
+from resnext.data.preprocessing import Preprocessing
 from resnext.errors import ImageError, UserError
+from resnext.layers import Network
 
 SAMPLE = 64
+SAMPLE_OF_COLOURS = 1_000
 SMALL_IMAGE = 48  # up to this side, CIFAR's networks, which halve the map twice instead of five times
 FEW_IMAGES = 200  # a class; below that, training from scratch seldom generalises
 MINUTES = 30  # a first run should end within about this time
@@ -28,6 +36,7 @@ MACS_OF_DEVICE = {"cuda": 20e12, "mps": 1e12}
 SMALL_NETWORKS = ("cifar_resnet20", "cifar_resnet32", "cifar_resnet56", "cifar_resnext29_8x64d")
 PHOTO_NETWORKS = ("resnet18", "resnext50_32x4d")
 PHOTO_SIZES = (64, 96, 128, 160, 224)
+RATE_WITHOUT_NORM = 0.01  # of AlexNet and VGG
 PARAMETERS_AN_IMAGE = 1_000  # a network with more than this for each training image mostly learns them by heart
 
 
@@ -56,6 +65,25 @@ def sample(split: Split) -> Sample:
     return Sample(int(np.median(sides)), grey)
 
 
+def colour_axes(split: Split, preprocessing: Preprocessing) -> tuple[float, ...]:
+    """Measure the axes along which the colours of up to 1,000 images vary, evenly spread, centre crops.
+
+    The numbers are those of `statistics.colour_axes`. Raises UserError where none of the images can be read.
+    """
+    files = Files(split, preprocessing)
+
+    def read(index: int) -> npt.NDArray[np.uint8] | None:
+        try:
+            return preprocessing.crop(files.read(index))
+        except ImageError:
+            return None
+
+    rows = np.linspace(0, len(split) - 1, min(SAMPLE_OF_COLOURS, len(split))).astype(int).tolist()
+    workers = machine.cores()
+    with closing(in_order(read, rows, workers=workers, ahead=2 * workers)) as images:
+        return statistics.colour_axes(image for image in images if image is not None)
+
+
 def propose(
     images: int, classes: int, looks: Sample, device: str, said: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
@@ -68,6 +96,7 @@ def propose(
     network, image_size, why = _network_and_size(looks.side, images, budget, said)
     small = catalog.resolve(network).image_size <= SMALL_IMAGE
     batch_size = said.get("batch_size") or _batch_size(images, small, device)
+    normalised = _blank(network, said).normalises
     channels = said.get("data", {}).get("channels") or (1 if looks.grey else 3)
     proposal = {
         "network": network,
@@ -81,10 +110,13 @@ def propose(
             **(GREY if channels == 1 else RGB),
         },
         "augmentation": _augmentation(image_size, small),
-        "optimizer": {"learning_rate": float(f"{0.2 * batch_size / 128:.3g}")},
+        "optimizer": {"learning_rate": float(f"{0.2 * batch_size / 128:.3g}") if normalised else RATE_WITHOUT_NORM},
         "schedule": {"name": "one-cycle"},
     }
-    return proposal, _reasons(images, classes, why, proposal, said)
+    reasons = _reasons(images, classes, why, proposal, said)
+    if not normalised and "learning_rate" not in said.get("optimizer", {}):
+        reasons.append(f"The learning rate is {RATE_WITHOUT_NORM:g}, since {network} has no batch norm.")
+    return proposal, reasons
 
 
 def _reasons(images: int, classes: int, why: str, chosen: dict[str, Any], said: dict[str, Any]) -> list[str]:
@@ -109,6 +141,16 @@ def _reasons(images: int, classes: int, why: str, chosen: dict[str, Any], said: 
     return reasons
 
 
+def _blank(name: str, said: dict[str, Any]) -> Network:
+    """Return a network without contents, to ask it what it is."""
+    import torch
+
+    with torch.device("meta"):
+        network = catalog.create(name, **(said.get("options", {}) if name == said.get("network") else {}))
+    assert isinstance(network, Network)
+    return network
+
+
 def _throughput(device: str, said: dict[str, Any]) -> float:
     if device in MACS_OF_DEVICE:
         return MACS_OF_DEVICE[device]
@@ -130,7 +172,9 @@ def _network_and_size(side: int, images: int, budget: float, said: dict[str, Any
     elif small:
         sizes = (int(np.clip(-(-side // 4) * 4, 16, 32)),)
     else:
-        sizes = tuple(size for size in PHOTO_SIZES if size <= max(side, PHOTO_SIZES[0])) or PHOTO_SIZES[:1]
+        smallest = max(_blank(network, said).smallest for network in networks)
+        legal = [size for size in PHOTO_SIZES if size >= smallest]
+        sizes = tuple(size for size in legal if size <= side) or (legal[0],)
     pairs = sorted((_macs(network, size), size, network) for network in networks for size in sizes)
     affordable = [pair for pair in pairs if pair[0] <= budget] or pairs[:1]
     macs, size, network = affordable[-1]

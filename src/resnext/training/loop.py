@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -16,7 +16,7 @@ from resnext.errors import UserError
 from resnext.evaluation.metrics import Scores
 from resnext.training.journal import Observer
 from resnext.training.recipe import Recipe
-from resnext.training.schedule import learning_rate
+from resnext.training.schedule import History, learning_rate
 from resnext.training.step import Outcome, TrainingStep
 
 STEPS_BEFORE_ESTIMATE = 10
@@ -34,13 +34,19 @@ class Interrupted(Exception):
 
 @dataclass
 class Position:
-    """Where a run stands: the next step, the epoch's sums so far, and the best validation until now."""
+    """Where a run stands: the next step, the epoch's sums so far, the best validation, and the schedule's history."""
 
     epoch: int = 0
     step_in_epoch: int = 0
     loss_sum: float = 0.0
     images: int = 0
     best: dict[str, Any] | None = None
+    history: History = field(default_factory=History)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Position:
+        """Return the position that `to_dict` gave; what an older version did not record is as at the beginning."""
+        return cls(**{**raw, "history": History(**raw.get("history", {}))})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the position as plain values."""
@@ -107,16 +113,21 @@ class Loop:
         self._name_unreadable()
 
     def _one_step(self, batch: Batch, data_seconds: float) -> None:
-        position, recipe = self.position, self.recipe
+        position, recipe, history = self.position, self.recipe, self.position.history
         step = position.epoch * self.steps_per_epoch + position.step_in_epoch
-        rate = learning_rate(recipe.schedule, recipe.optimizer.learning_rate, step, self.steps_per_epoch, recipe.epochs)
-        outcome = self.step(batch, position.epoch, step, rate)
+        peak = recipe.optimizer.learning_rate
+        rate = learning_rate(recipe.schedule, peak, step, self.steps_per_epoch, recipe.epochs, history)
+        waits = history.waits_for_error(recipe.schedule)
+        outcome = self.step(batch, position.epoch, step, rate, count_errors=waits)
+        if outcome.errors is not None:
+            history.add_training_error(outcome.errors / len(batch.labels), step, recipe.schedule)
         position.loss_sum += outcome.loss * len(batch.labels)
         position.images += len(batch.labels)
         self.images_now += len(batch.labels)
         self._tell_step(outcome, step, rate, len(batch.labels), data_seconds)
 
     def _tell_step(self, outcome: Outcome, step: int, rate: float, images: int, data_seconds: float) -> None:
+        counted = {} if outcome.errors is None else {"errors": outcome.errors}
         self.actions.tell(
             {
                 "event": "step",
@@ -124,6 +135,7 @@ class Loop:
                 "step": step,
                 "images": images,
                 "loss": outcome.loss,
+                **counted,
                 "learning_rate": rate,
                 "data_seconds": round(data_seconds, 6),
                 "compute_seconds": round(outcome.compute_seconds, 6),
@@ -166,6 +178,7 @@ class Loop:
         if best:
             position.best = {"epoch": position.epoch, "top1": scores.top1, "loss": scores.loss}
             self.actions.keep_best(scores)
+        position.history.validation_errors.append(1 - scores.top1)
         position.epoch += 1
         position.step_in_epoch, position.loss_sum, position.images = 0, 0.0, 0
         self.actions.tell(event)

@@ -8,14 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from resnext.training import sections
+from resnext.training.rmsprop import RMSProp
 
 
 def build(network: nn.Module, options: sections.Optimizer, device: torch.device) -> torch.optim.Optimizer:
-    """Build SGD or AdamW over all parameters of the network, fused where torch has a fused form."""
+    """Build the optimiser over all parameters of the network, fused where torch has a fused form."""
     fused = device.type in ("cpu", "cuda")
     groups = parameter_groups(network, options)
     if options.name == "adamw":
         return torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas, fused=fused)
+    if options.name == "rmsprop":
+        return RMSProp(
+            groups, lr=options.learning_rate, rho=options.rho, epsilon=options.epsilon, momentum=options.momentum
+        )
     return torch.optim.SGD(
         groups,
         lr=options.learning_rate,

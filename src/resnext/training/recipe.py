@@ -13,11 +13,11 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from resnext.data.augmentation import Augmentation
 from resnext.errors import UserError, did_you_mean
-from resnext.training.sections import STRICT, Data, Machine, Optimizer, Schedule
+from resnext.training.sections import STRICT, Data, Initialisation, Machine, Optimizer, Schedule
 
 SECTIONS_IN_PACKAGE = Path(__file__).parents[1] / "recipes"
 SECTIONS_IN_CHECKOUT = Path(__file__).parents[3] / "recipes"
@@ -52,11 +52,21 @@ class Recipe(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    initialisation: Initialisation | None = Field(default=None, description="None: as the network's paper has it")
     data: Data
     augmentation: Augmentation = Field(default_factory=Augmentation)
     optimizer: Optimizer
     schedule: Schedule = Field(default_factory=Schedule)
     machine: Machine = Field(default_factory=Machine)
+
+    @model_validator(mode="after")
+    def _mixed_images_have_no_error(self) -> Recipe:
+        if self.schedule.warmup_until_error is not None and self.augmentation.mixes:
+            raise UserError(
+                "warmup_until_error counts training errors, and mixup and cutmix give images two classes at once. "
+                "Warm up for warmup_epochs instead, or set mixup and cutmix to 0."
+            )
+        return self
 
     def deciding(self) -> dict[str, Any]:
         """Return what decides what is learned until any epoch, apart from the data: the recipe of a resumed run."""

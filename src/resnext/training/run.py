@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import re
 import shlex
@@ -16,18 +17,20 @@ from resnext import bundle, catalog, durable, machine
 from resnext.bundle import Bundle
 from resnext.data import named
 from resnext.data.manifest import Manifest, scan
+from resnext.data.preprocessing import Preprocessing
 from resnext.engine import choose_device
 from resnext.errors import UserError
 from resnext.training import defaults, journal, recipe
 from resnext.training.journal import Journal, Observer
 from resnext.training.recipe import Recipe
 
-RECIPE, MANIFEST, JOURNAL, MODEL, CHECKPOINTS = (
+RECIPE, MANIFEST, JOURNAL, MODEL, CHECKPOINTS, MEAN_IMAGE = (
     "recipe.toml",
     "manifest.parquet",
     "journal.jsonl",
     "model",
     "checkpoints",
+    bundle.MEAN_IMAGE,
 )
 
 
@@ -99,13 +102,28 @@ def merge_said(recipe_name: str | Path | None, fields: dict[str, Any]) -> dict[s
     recipe.refuse_unknown_keys(nested, source="train")
     written = recipe.load(recipe_name) if recipe_name is not None else {}
     said = recipe.coerce(recipe.merge(written, nested))
-    sizes, before = nested.get("data", {}), written.get("data", {})
-    if "image_size" in sizes and "resize" not in sizes and {"image_size", "resize"} <= before.keys():
-        # The crop keeps its share of the resized image.
-        said["data"]["resize"] = round(before["resize"] * said["data"]["image_size"] / before["image_size"])
+    _keep_shares(said, written, nested)
     if "network" in said:
         catalog.resolve(said["network"])
     return said
+
+
+def _keep_shares(said: dict[str, Any], written: dict[str, Any], nested: dict[str, Any]) -> None:
+    """Where the caller's image size is not the recipe file's, let the crop keep its share of the resized image."""
+    if any("image_size" not in layer.get("data", {}) for layer in (written, nested)):
+        return
+
+    before: int = written["data"]["image_size"]
+    now: int = said["data"]["image_size"]
+
+    def scaled(length: int) -> int:
+        return round(length * now / before)
+
+    for name in written["data"].keys() & {"resize", "train_resize"} - nested["data"].keys():
+        said["data"][name] = scaled(written["data"][name])
+    sides = written.get("augmentation", {}).get("shorter_side")
+    if sides is not None and "shorter_side" not in nested.get("augmentation", {}):
+        said["augmentation"]["shorter_side"] = [scaled(side) for side in sides]
 
 
 def _complete(manifest: Manifest, said: dict[str, Any], *, from_file: bool) -> tuple[Recipe, list[str]]:
@@ -118,6 +136,8 @@ def _complete(manifest: Manifest, said: dict[str, Any], *, from_file: bool) -> t
     complete = Recipe.from_dict(recipe.merge(proposal, said))
     import torch
 
+    from resnext.training.gates import refuse_compiling
+
     with torch.device("meta"):
         network = catalog.create(
             complete.network,
@@ -125,9 +145,16 @@ def _complete(manifest: Manifest, said: dict[str, Any], *, from_file: bool) -> t
             in_channels=complete.data.channels,
             **complete.options,
         )
+    if complete.machine.compile == "on":
+        refuse_compiling(network)
     for image_size in (complete.data.image_size, complete.data.early_size):
         if image_size is not None:
             cast(Any, network).check_image_size(image_size)
+    complete.data.refuse_misfits(complete.augmentation)
+    if complete.augmentation.lighting and not complete.augmentation.colour_axes:
+        axes = defaults.colour_axes(split, complete.data.training_preprocessing())
+        lit = dataclasses.replace(complete.augmentation, colour_axes=axes)
+        complete = complete.model_copy(update={"augmentation": lit})
     return complete, reasons
 
 
@@ -268,13 +295,19 @@ def _numbered(name: str, number: int) -> str:
     return name if number == 1 else f"{name}-{number}"
 
 
-def bundle_contents(planned: Plan, results: dict[str, Any]) -> bundle.Contents:
+def bundle_contents(planned: Plan, preprocessing: Preprocessing, results: dict[str, Any]) -> bundle.Contents:
     """Return what the run's bundle says of itself, with these results."""
     return bundle.Contents(
         network=planned.recipe.network,
-        options=dict(planned.recipe.options),
+        options=_options_at_inference(planned.recipe),
         classes=tuple(planned.manifest.classes),
-        preprocessing=planned.recipe.data.preprocessing(),
+        preprocessing=preprocessing,
         recipe=planned.recipe.to_dict(),
         results=results,
     )
+
+
+def _options_at_inference(of: Recipe) -> dict[str, Any]:
+    """Return the network's options without auxiliary classifiers, which are for training alone."""
+    has_auxiliary = hasattr(catalog.resolve(of.network).config, "auxiliary")
+    return {**of.options, "auxiliary": False} if has_auxiliary else dict(of.options)

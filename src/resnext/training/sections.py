@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from resnext.data.augmentation import Augmentation
 from resnext.data.preprocessing import Preprocessing
+from resnext.errors import UserError
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+Initialisation = Literal["he-fan-out", "he-fan-in", "glorot", "normal-0.01", "normal-0.1", "truncated-normal-0.1"]
 
 
 class Data(BaseModel):
     """How files become pixels. Sizes in pixels; `mean` and `std` per channel, in units of 0…1.
 
-    In the first `early_epochs` the network trains on inputs shrunk to `early_size`, which costs less.
+    Training cuts its images out of pixels whose shorter side is `train_resize` (None: `resize`, as validation does).
+    With `per_pixel_mean` the mean of the training images' centre crops is subtracted instead of `mean`, pixel by
+    pixel; it is measured when the run begins. In the first `early_epochs` the network trains on inputs shrunk to
+    `early_size`, which costs less.
     """
 
     model_config = STRICT
     image_size: int = Field(ge=1, le=4096)
     resize: int = Field(ge=1, le=8192)
+    train_resize: int | None = Field(default=None, ge=1, le=8192)
     channels: Literal[1, 3] = 3
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    per_pixel_mean: bool = False
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     validation: float = Field(default=0.1, gt=0, lt=1)
     early_size: int | None = Field(default=None, ge=1)
@@ -47,16 +56,46 @@ class Data(BaseModel):
             interpolation=self.interpolation,
         )
 
+    def training_preprocessing(self) -> Preprocessing:
+        """Return what makes the pixels that training crops from; raises UserError as `preprocessing` does."""
+        preprocessing = self.preprocessing()
+        return dataclasses.replace(preprocessing, resize=self.train_resize or self.resize)
+
+    def refuse_misfits(self, augmentation: Augmentation) -> None:
+        """Raise UserError where the crops or the colour axes of an augmentation do not fit these pixels."""
+        low, high = augmentation.shorter_side
+        if augmentation.crop == "shorter-side" and low < self.image_size:
+            raise UserError(
+                f"An image of {self.image_size} pixels cannot be cut from one whose shorter side is {low}. "
+                "Make augmentation.shorter_side at least data.image_size."
+            )
+        kept = self.training_preprocessing().resize
+        if augmentation.crop == "shorter-side" and high > kept:
+            raise UserError(
+                f"augmentation.shorter_side goes up to {high}, but training images are kept at {kept} pixels and would "
+                f"be enlarged again. Set data.train_resize to {high}."
+            )
+        if augmentation.colour_axes and len(augmentation.colour_axes) != self.channels**2:
+            raise UserError(
+                f"augmentation.colour_axes has {len(augmentation.colour_axes)} numbers, but images of {self.channels} "
+                f"channel(s) need {self.channels**2}. Leave it out to have it measured."
+            )
+
 
 class Optimizer(BaseModel):
-    """SGD (Nesterov) or AdamW; weight decay acts on everything (`decay="all"`) or spares biases and normalisation."""
+    """SGD (Nesterov), AdamW or RMSProp in TensorFlow's meaning, with `rho` and `epsilon` (training/rmsprop.py).
+
+    Weight decay acts on everything (`decay="all"`) or spares biases and normalisation.
+    """
 
     model_config = STRICT
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adamw", "rmsprop"] = "sgd"
     learning_rate: float = Field(gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = True
     betas: tuple[float, float] = (0.9, 0.999)
+    rho: float = Field(default=0.9, ge=0, lt=1)
+    epsilon: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
     decay: Literal["all", "weights"] = "all"
     clip_norm: float | None = Field(default=None, gt=0)
@@ -69,12 +108,23 @@ class Optimizer(BaseModel):
 
 
 class Schedule(BaseModel):
-    """The learning rate over a run, as a multiple of `optimizer.learning_rate`; times are in epochs."""
+    """The learning rate over a run, as a multiple of `optimizer.learning_rate`; times are in epochs, errors in 0…1.
+
+    `factor` multiplies the rate at each of the `milestones` ("step"), after `every` so many epochs ("exponential"),
+    or when the validation error was not improved by more than `threshold` for `patience` epochs ("plateau").
+    Warm-up rises over `warmup_epochs`, or with `warmup_rate` stays at this share of the peak: for `warmup_epochs`, or
+    until the training error is below `warmup_until_error`.
+    """
 
     model_config = STRICT
-    name: Literal["one-cycle", "cosine", "step", "constant"] = "one-cycle"
+    name: Literal["one-cycle", "cosine", "step", "exponential", "plateau", "constant"] = "one-cycle"
     warmup_epochs: float = Field(default=0, ge=0)
+    warmup_rate: float | None = Field(default=None, gt=0, le=1)
+    warmup_until_error: float | None = Field(default=None, gt=0, lt=1)
     milestones: tuple[float, ...] = ()
+    every: float | None = Field(default=None, gt=0)
+    patience: int = Field(default=5, ge=1)
+    threshold: float = Field(default=0.0, ge=0, lt=1)
     factor: float = Field(default=0.1, gt=0, le=1)
     final: float = Field(default=0.0, ge=0, le=1)
 
@@ -84,6 +134,19 @@ class Schedule(BaseModel):
             raise ValueError("a step schedule needs milestones, the epochs at which the rate drops")
         if list(self.milestones) != sorted(self.milestones) or any(epoch < 0 for epoch in self.milestones):
             raise ValueError("milestones must ascend from 0 or more")
+        if self.name == "exponential" and self.every is None:
+            raise ValueError("an exponential schedule needs every, the epochs between two drops of the rate")
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_is_one_of_its_kinds(self) -> Schedule:
+        by_error = self.warmup_until_error is not None
+        if self.warmup_rate is None and by_error:
+            raise ValueError("warmup_until_error needs warmup_rate, the share of the peak to stay at until then")
+        if self.warmup_rate is not None and (self.warmup_epochs > 0) == by_error:
+            raise ValueError("warmup_rate needs an end: either warmup_epochs or warmup_until_error")
+        if self.warmup_rate is not None and self.name == "one-cycle":
+            raise ValueError("one-cycle rises by itself; leave out warmup_rate, or take another schedule")
         return self
 
 

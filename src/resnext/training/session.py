@@ -15,10 +15,12 @@ from resnext.engine import TorchEngine
 from resnext.errors import UserError
 from resnext.evaluation.metrics import Scores, evaluate
 from resnext.training import checkpoint
+from resnext.training.initialisation import initialise
 from resnext.training.journal import Observer
 from resnext.training.loop import Actions, Loop, Position, refuse_too_many_unreadable
-from resnext.training.pixels import open_sources
-from resnext.training.run import CHECKPOINTS, MODEL, bundle_contents
+from resnext.training.pixels import open_sources, with_mean_image
+from resnext.training.recipe import Recipe
+from resnext.training.run import CHECKPOINTS, MEAN_IMAGE, MODEL, bundle_contents
 from resnext.training.step import TrainingStep
 
 if TYPE_CHECKING:
@@ -39,12 +41,21 @@ class Session:
         splits = [manifest.split("train"), manifest.split("val")]
         sources, notes = open_sources(
             splits,
-            self.preprocessing,
+            [recipe.data.training_preprocessing(), self.preprocessing],
             cache_gib=recipe.data.cache_gib,
             workers=self.workers,
             observer=observer,
         )
         self.pixel_notes = notes
+        if recipe.data.per_pixel_mean:
+            self.preprocessing = with_mean_image(
+                self.preprocessing,
+                sources[0],
+                splits[0],
+                planned.path / MEAN_IMAGE,
+                workers=self.workers,
+                observer=observer,
+            )
         self.train_loader, self.validation_loader = (
             Loader(
                 source,
@@ -89,7 +100,7 @@ class Session:
         results = self._results(evaluate(engine, self.validation_loader), "fp32")
         bundle.write(
             self.planned.path / MODEL,
-            bundle_contents(self.planned, results),
+            bundle_contents(self.planned, self.preprocessing, results),
             kept.read(bundle.WEIGHTS),
             self._golden(engine),
         )
@@ -97,12 +108,15 @@ class Session:
 
     def _network(self) -> nn.Module:
         torch.manual_seed(self.recipe.seed)
-        return catalog.create(
+        network = catalog.create(
             self.recipe.network,
             num_classes=len(self.planned.manifest.classes),
             in_channels=self.recipe.data.channels,
             **self.recipe.options,
         )
+        if self.recipe.initialisation is not None:
+            initialise(network, self.recipe.initialisation)
+        return network
 
     def _engine(self) -> TorchEngine:
         if self.step.average is not None:
@@ -127,8 +141,9 @@ class Session:
         weights = {
             name: value.detach().to("cpu", copy=True).contiguous().numpy()
             for name, value in self.step.evaluated_weights().items()
+            if not name.startswith("auxiliary.")
         }
-        contents = bundle_contents(self.planned, self._results(scores, self.step.precision))
+        contents = bundle_contents(self.planned, self.preprocessing, self._results(scores, self.step.precision))
         bundle.write(self.planned.path / MODEL, contents, weights)
 
     def _results(self, scores: Scores, precision: str) -> dict[str, Any]:
@@ -153,6 +168,7 @@ class Session:
             "position": self.position.to_dict(),
             "average_updates": average.updates if average is not None else 0,
             "recipe": self.recipe.deciding(),
+            "preprocessing": self.preprocessing.to_dict(),
             "scaler": self.step.scaler.state_dict(),
         }
         checkpoint.save(self.planned.path / CHECKPOINTS, self.step_number, self.step.tensors(), state)
@@ -164,9 +180,16 @@ class Session:
             return
         tensors, state, skipped = loaded
         self.notes += skipped
-        if state["recipe"] != self.recipe.deciding():
+        # Read as a recipe, so that fields which are newer than the checkpoint have their defaults.
+        trained_with = Recipe.from_dict({**state["recipe"], "epochs": self.recipe.epochs}, source="the checkpoint")
+        if trained_with.deciding() != self.recipe.deciding():
             raise UserError(
                 f"{self.planned.path}/recipe.toml is not the recipe that its checkpoint was trained with. "
+                "Put it back as it was, or start a new run with another --out."
+            )
+        if state.get("preprocessing", told := self.preprocessing.to_dict()) != told:
+            raise UserError(
+                f"{self.planned.path / MEAN_IMAGE} is not the mean image that its checkpoint was trained with. "
                 "Put it back as it was, or start a new run with another --out."
             )
         try:
@@ -177,5 +200,5 @@ class Session:
             ) from error
         if self.step.scaler.is_enabled() and state["scaler"]:
             self.step.scaler.load_state_dict(state["scaler"])
-        self.position = Position(**state["position"])
+        self.position = Position.from_dict(state["position"])
         self.notes.append(f"Resumed at step {self.step_number}, epoch {self.position.epoch + 1}.")

@@ -18,6 +18,7 @@ from resnext.data.loader import Batch
 from resnext.data.preprocessing import Preprocessing
 from resnext.errors import UserError
 from resnext.training import optimizer as optimizers
+from resnext.training.gates import Gates, refuse_compiling
 from resnext.training.recipe import Recipe
 
 STREAM_OF_TORCH = 100  # apart from the streams of augmentation
@@ -25,11 +26,12 @@ STREAM_OF_TORCH = 100  # apart from the streams of augmentation
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one step did: mean loss over its images, and the seconds of its two parts."""
+    """What one step did: mean loss over its images, the seconds of its two parts, and top-1 errors if counted."""
 
     loss: float
     compute_seconds: float
     update_seconds: float
+    errors: int | None = None
 
 
 class TrainingStep:
@@ -43,36 +45,47 @@ class TrainingStep:
         self.device = torch.device(engine.choose_device(options.device))
         self.precision = engine.choose_precision(options.precision, self.device.type)
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        if options.compile == "on":
+            refuse_compiling(network)
         forward: Callable[[Tensor], list[tuple[float, Tensor]]] = cast(Any, network).training_logits
         self.forward = torch.compile(forward) if options.compile == "on" else forward
         self.optimizer = optimizers.build(network, recipe.optimizer, self.device)
         self.average = optimizers.MovingAverage(network, recipe.ema_decay) if recipe.ema_decay else None
+        self.gates = Gates(network, recipe.seed, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def __call__(self, batch: Batch, epoch: int, step: int, learning_rate: float) -> Outcome:
-        """Train on one batch; `step` counts from the run's beginning and seeds what torch itself draws.
+    def __call__(
+        self, batch: Batch, epoch: int, step: int, learning_rate: float, *, count_errors: bool = False
+    ) -> Outcome:
+        """Train on one batch; `step` counts from the run's beginning and seeds gates and what torch itself draws.
 
-        Raises UserError, before the weights change, where the loss is not finite.
+        `count_errors` counts the images, as augmented, whose true class the network did not rank first before the
+        update. Raises UserError, before the weights change, where the loss is not finite.
         """
         started = time.perf_counter()
         torch.manual_seed(_seed(self.recipe.seed, step))
         inputs, targets = self._inputs(batch, epoch, step)
-        with engine.autocast(self.device, self.precision):
-            loss = sum(
-                (
-                    weight * functional.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
-                    for weight, logits in self.forward(inputs)
-                ),
-                start=torch.zeros((), device=self.device),
-            )
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.scaler.scale(loss))
+        with self.gates.drawn(step, len(inputs)):
+            with engine.autocast(self.device, self.precision):
+                outputs = self.forward(inputs)
+                loss = self._loss(outputs, targets)
+            torch.autograd.backward(self.scaler.scale(loss))
         value = loss.item()
+        errors = int((outputs[0][1].argmax(1) != targets).sum()) if count_errors else None
         computed = time.perf_counter()
         if not np.isfinite(value):
             raise UserError(_what_to_try(value, step, learning_rate, self.precision))
         self._update(learning_rate)
-        return Outcome(value, computed - started, time.perf_counter() - computed)
+        return Outcome(value, computed - started, time.perf_counter() - computed, errors)
+
+    def _loss(self, outputs: list[tuple[float, Tensor]], targets: Tensor) -> Tensor:
+        """Sum the losses of the network's own logits and of its auxiliary ones, all with the same smoothed targets."""
+        smoothing = self.recipe.label_smoothing
+        losses = (
+            weight * functional.cross_entropy(each, targets, label_smoothing=smoothing) for weight, each in outputs
+        )
+        return sum(losses, start=torch.zeros((), device=self.device))
 
     def _inputs(self, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         inputs = engine.to_inputs(batch.pixels, self.preprocessing, self.device)  # N×C×S×S
