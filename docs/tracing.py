@@ -247,7 +247,7 @@ def step_of(module: nn.Module, output: Shape) -> Step:
         case AveragedShortcut():
             return Step("shortcut", f"+ {module.extra} channels of 0", (f"mean of {_size(module.stride)}",))
         case LocalResponseNorm():
-            return Step("pool", "response norm", (f"over {module.size} channels",))
+            return Step("pool", "response norm", (f"over {module.n} channels",))
         case nn.BatchNorm2d():
             return Step("small", "BN")
         case nn.ReLU():

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import resnext.networks
+from networks.test_resnet import randomise_norms
 from resnext import catalog
 from resnext.errors import UserError
 from resnext.layers import Network
@@ -83,7 +84,7 @@ def test_every_listed_name_belongs_to_a_module() -> None:
 
 def test_names_come_in_natural_order_and_by_pattern() -> None:
     assert catalog.names("cifar_plain[0-9]*") == [f"cifar_plain{depth}" for depth in (20, 32, 44, 56, 110)]
-    assert catalog.names("resnext50_*x*d") == [f"resnext50_{s}" for s in ("2x40d", "4x24d", "8x14d", "32x4d")]
+    assert catalog.names("resnext50_*x*d") == [f"resnext50_{s}" for s in ("1x64d", "2x40d", "4x24d", "8x14d", "32x4d")]
     assert catalog.names("nothing*") == []
     assert [row["name"] for row in catalog.rows("plain*")] == ["plain18", "plain34"]
 
@@ -119,7 +120,30 @@ def test_an_unknown_option_is_answered_with_those_there_are() -> None:
         catalog.create("resnext50_32x4d", stride_in="1x1")
 
 
-@pytest.mark.parametrize("numbers", [{"num_classes": 0}, {"in_channels": 0}, {"num_classes": -3}])
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet18", {"blocks": 3}, "blocks=3 is no list"),
+        ("resnext50_32x4d", {"blocks": ()}, "blocks has 0 numbers"),
+        ("cifar_resnet20", {"blocks": (1,) * 25}, "blocks has 25 numbers"),
+        ("preact_resnet200", {"blocks": (3, 0)}, "blocks=.* is no list"),
+        ("wrn_16_2", {"kernels": 3}, "kernels=3 is no list"),
+        ("alexnet", {"channels": 5}, "channels=5 is no list"),
+        ("wide_resnet50_2", {"blocks": "3463"}, "blocks='3463' is no list"),
+        ("inception_v4", {"blocks": 4}, "blocks=4"),
+        ("resnet18", {"width": (64,)}, "width=.* is not a size"),
+    ],
+)
+def test_sizes_of_the_wrong_kind_are_refused(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        catalog.create(name, **options)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [{"num_classes": 2.5}, {"num_classes": True}, {"num_classes": 0}, {"in_channels": 0}, {"num_classes": -3}],
+)
 def test_sizes_below_one_are_refused(numbers: dict[str, int]) -> None:
     with pytest.raises(UserError, match="at least 1"):
         catalog.create("resnet18", **numbers)
@@ -220,6 +244,22 @@ def test_features_are_what_the_forward_pass_computes(name: str, options: dict[st
     assert weight == 1.0
     assert torch.equal(logits, features["head"])
     assert torch.equal(images, untouched)
+
+
+@pytest.mark.parametrize(("name", "options"), ALL)
+def test_dense_is_the_network_itself_at_the_published_size(name: str, options: dict[str, object]) -> None:
+    torch.manual_seed(5)
+    network = catalog.create(name, num_classes=5, **options)
+    side = catalog.resolve(name).image_size
+    randomise_norms(network)
+    network.eval()
+    with torch.inference_mode():
+        images = torch.randn(2, 3, side, side)
+        *_, maps, logits = network.features(images).values()
+        assert logits.std() > 0
+        torch.testing.assert_close(network.dense(images), logits, rtol=1e-4, atol=1e-5)
+        signed = torch.randn_like(maps)
+        torch.testing.assert_close(network.head.dense(signed), network.head(signed), rtol=1e-4, atol=1e-5)
 
 
 def test_weights_drawn_with_one_seed_are_the_same() -> None:

@@ -19,11 +19,13 @@ CLASSES = 4
 
 
 def fingerprint(name: str) -> list[float]:
-    """Return the logits of one image of the smallest size and float64 weights, both drawn with seed 0."""
+    """Return the logits of one small image and float64 weights, both drawn with seed 0."""
     torch.manual_seed(0)
     network = catalog.create(name, num_classes=CLASSES).double().eval()
     assert isinstance(network, Network)
-    images = torch.randn(1, 3, network.smallest, network.smallest, dtype=torch.float64)
+    # Inception networks end in 1×1 maps at their smallest size, which cannot tell a 1×3 from a 3×1.
+    side = 139 if network.smallest == 75 else network.smallest
+    images = torch.randn(1, 3, side, side, dtype=torch.float64)
     with torch.inference_mode():
         logits: list[float] = network(images)[0].tolist()
     return logits
@@ -38,7 +40,7 @@ def test_every_network_has_a_fingerprint() -> None:
 
 @pytest.mark.parametrize("name", catalog.names())
 def test_seeded_logits_are_those_recorded(name: str) -> None:
-    assert fingerprint(name) == pytest.approx(RECORDED[name], rel=1e-6)
+    assert fingerprint(name) == pytest.approx(RECORDED[name], rel=1e-6, abs=0)
 
 
 if __name__ == "__main__":

@@ -76,8 +76,8 @@ def create(name: str, *, num_classes: int | None = None, in_channels: int = 3, *
     """
     found = resolve(name)
     classes = found.num_classes if num_classes is None else num_classes
-    if classes < 1 or in_channels < 1:
-        raise UserError(f"num_classes={classes}, in_channels={in_channels}: both must be at least 1.")
+    if any(type(size) is not int or size < 1 for size in (classes, in_channels)):
+        raise UserError(f"num_classes={classes}, in_channels={in_channels}: both must be whole numbers of at least 1.")
     return found.network(_configured(found, options), num_classes=classes, in_channels=in_channels)
 
 

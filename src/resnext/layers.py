@@ -56,24 +56,29 @@ class ConvNorm(nn.Sequential):
             self.relu = nn.ReLU(inplace=True)
 
 
-class LocalResponseNorm(nn.LocalResponseNorm):
-    """b = a / (k + α·Σ a²)^β over `n` neighbouring channels, with AlexNet's constants: N×C×H×W → the same.
+class LocalResponseNorm(nn.Module):
+    """b = a / (k + α·Σ a²)^β over n = 5 neighbouring channels: N×C×H×W → the same (NIPS 2012 section 3.3).
 
-    The paper's α = 1e-4 multiplies the sum (NIPS 2012 section 3.3); torch divides its own by n first.
+    k = 2, α = 1e-4, β = 0.75. The paper's α multiplies the sum; torch and Caffe divide theirs by n first.
     """
 
-    def __init__(self, n: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> None:
-        super().__init__(n, alpha=n * alpha, beta=beta, k=k)
+    n, k, alpha, beta = 5, 2.0, 1e-4, 0.75
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the normalised images; where a sum would leave the channels, it ends."""
-        # Sums of shifted views: torch pools over the channels as if they were a volume, which takes twice as long.
-        channels, behind = images.shape[1], self.size // 2
-        squares = F.pad(images * images, (0, 0, 0, 0, behind, self.size - 1 - behind))
+        # Sums of shifted views: torch's own pools over the channels as over a volume, which takes twice as long.
+        # In fp16 the squares of pixels would overflow.
+        wide = images.to(torch.promote_types(images.dtype, torch.float32))
+        channels = images.shape[1]
+        squares = F.pad(wide * wide, (0, 0, 0, 0, self.n // 2, self.n // 2))
         total = squares[:, :channels]
-        for shift in range(1, self.size):
+        for shift in range(1, self.n):
             total = total + squares[:, shift : shift + channels]
-        return images * (self.k + self.alpha / self.size * total).pow(-self.beta)
+        return (wide * (self.k + self.alpha * total).pow(-self.beta)).to(images.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the settings for `repr`."""
+        return f"n={self.n}, k={self.k}, alpha={self.alpha}, beta={self.beta}"
 
 
 class Branches(nn.Module):
@@ -225,7 +230,8 @@ class Network(nn.Module):
     def dense(self, images: Tensor) -> Tensor:
         """Return logits N×K for images of any larger size, averaged over all places where the head fits.
 
-        The head runs as a convolution (arXiv:1409.1556 section 3.2).
+        Fully connected layers run as convolutions (arXiv:1409.1556 section 3.2). A head that pools globally fits
+        every map: it averages over all of it, which is not the mean over windows of the published size.
         """
         children = dict(self.sequence())
         head = children.pop("head")

@@ -52,7 +52,7 @@ def _is_number(value: object) -> bool:
 
 
 class ResidualBlock(nn.Module):
-    """H(x) = ReLU(b·F(x) + shortcut(x)); subclasses hold `shortcut` and give F as `residual`.
+    """H(x) = ReLU(b·F(x) + shortcut(x)) of x ≥ 0, such as a ReLU puts out; subclasses hold `shortcut` and give F.
 
     `survival` is p_l. `gate` is b_l: True, False, or for `drop_path` one 0 or 1 an image (N), with `keep` the
     probability of 1. The training step sets the gate; a network that nobody sets gates for has them open.
@@ -120,7 +120,10 @@ def set_survivals(network: nn.Module, options: StochasticDepth) -> None:
         blocks, survivals(len(blocks), options.final_survival, options.survival_rule), drops, strict=True
     ):
         if block.shortcut is None and (survival < 1 or drop > 0):
-            raise UserError("A plain network has no way around a block, so none can be dropped. Take final_survival=1.")
+            raise UserError(
+                "A plain network has no way around a block, so none can be dropped.\n"
+                "Take final_survival=1 and drop_path=0."
+            )
         block.survival, block.keep = survival, 1 - drop
 
 

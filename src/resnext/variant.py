@@ -56,17 +56,32 @@ def check_choice(field: str, value: object, kind: object) -> None:
 
 LARGEST = {"blocks": 2_000}  # of a stage: ResNet-1202 has 200, and building takes time for each
 LARGEST_SIZE = 1_000_000
+MOST = 8  # numbers in a series: widths double from stage to stage
 
 
 def check_sizes(**fields: object) -> None:
-    """Raise UserError unless every value is a whole number from 1, or a filled sequence of such numbers."""
+    """Raise UserError unless every value is a whole number from 1."""
     for field, value in fields.items():
-        sizes = value if isinstance(value, tuple | list) else (value,)
-        limit = LARGEST.get(field, LARGEST_SIZE)
-        if any(type(size) is int and size > limit for size in sizes):
-            raise UserError(f"{field} is more than {limit:,}, which cannot be built here. Take less.")
-        if not sizes or not all(type(size) is int and size >= 1 for size in sizes):
-            raise UserError(f"{field}={value!r} is not a size; give whole numbers from 1.")
+        if type(value) is not int or value < 1:
+            raise UserError(f"{field}={value!r} is not a size; give a whole number from 1.")
+        _check_limit(field, value)
+
+
+def check_series(**fields: object) -> None:
+    """Raise UserError unless every value is a tuple of one to eight whole numbers from 1."""
+    for field, value in fields.items():
+        if not isinstance(value, tuple) or not all(type(size) is int and size >= 1 for size in value):
+            raise UserError(f"{field}={value!r} is no list of sizes; give whole numbers from 1, such as [2, 2].")
+        if not 1 <= len(value) <= MOST:
+            raise UserError(f"{field} has {len(value)} numbers. Give 1 to {MOST}.")
+        for size in value:
+            _check_limit(field, size)
+
+
+def _check_limit(field: str, size: int) -> None:
+    limit = LARGEST.get(field, LARGEST_SIZE)
+    if size > limit:
+        raise UserError(f"{field} is more than {limit:,}, which cannot be built here. Take less.")
 
 
 def check_dropout(dropout: object) -> None:

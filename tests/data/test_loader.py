@@ -246,6 +246,25 @@ def test_grey_images_stay_grey(rows: Split) -> None:
         assert {batch.pixels.shape[1:] for batch in loader.epoch(0)} == {(8, 8, 1)}
 
 
+class Black:
+    """A source of black images."""
+
+    def read(self, index: int) -> npt.NDArray[np.uint8]:
+        return np.zeros((10, 12, 3), np.uint8)
+
+    def read_many(self, indices: npt.NDArray[np.int64]) -> tuple[Pixels, dict[int, str]]:
+        return np.stack([self.read(index) for index in indices.tolist()]), {}
+
+
+def test_images_are_padded_with_the_mean_of_the_preprocessing(rows: Split) -> None:
+    preprocessing = Preprocessing(8, 10, mean=(0.2, 0.4, 0.8))
+    augmentation = Augmentation(crop="pad", padding=4, padding_mode="mean")
+    loader = Loader(Black(), rows, preprocessing, augmentation=augmentation, batch_size=37)
+    (batch,) = loader.epoch(0)
+    colours = {tuple(colour) for colour in batch.pixels.reshape(-1, 3).tolist()}
+    assert colours == {(0, 0, 0), (51, 102, 204)}
+
+
 def test_settings_that_cannot_be_are_refused(rows: Split) -> None:
     for wrong in ({"batch_size": 0}, {"batch_size": 2, "workers": -1}):
         with pytest.raises(UserError, match="must be at least"):

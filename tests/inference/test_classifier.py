@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 import resnext
 from making import TINY, write_colours
 from resnext.errors import ImageError
+from resnext.evaluation.views import DenseEngine
+from resnext.inference import evaluation
 from resnext.inference.classifier import Classifier, Prediction, Unreadable
 from resnext.inference.files import load, predict_files
 from resnext.training.run import train
@@ -115,6 +118,24 @@ def test_predict_gives_the_labels_and_probabilities_that_evaluate_counted(
         assert each.label == label
         assert each.probability == pytest.approx(share, abs=1e-5)
         assert dict(each.ranked).keys() == set(scores.classes)
+
+
+def test_dense_evaluation_runs_in_the_precision_asked_for(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = write_colours(tmp_path / "test", 3, size=33, seed=7)
+    engines: list[DenseEngine] = []
+
+    class Noted(DenseEngine):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            engines.append(self)
+
+    monkeypatch.setattr(evaluation, "DenseEngine", Noted)
+    exact, rounded = (resnext.evaluate(run, test, scales=[24, 32], precision=name) for name in ("fp32", "bf16"))
+    assert [engine.engine.precision for engine in engines] == ["fp32", "bf16"]
+    assert not np.array_equal(rounded.losses, exact.losses)
+    np.testing.assert_allclose(rounded.losses, exact.losses, rtol=0.1, atol=0.05)
 
 
 def test_evaluation_names_what_it_left_out(run: Path, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_normalisation_is_the_papers_and_ends_with_the_channels() -> None:
     torch.testing.assert_close(out, expected.view(1, 96, 1, 1).expand_as(out), rtol=1e-6, atol=1e-4)
     norms = [name for name, module in meta("alexnet").named_modules() if isinstance(module, LocalResponseNorm)]
     assert norms == ["stem.norm1", "stage1.norm2"]
-    assert not any(isinstance(module, nn.LocalResponseNorm) for module in meta("alexnet_one_tower").modules())
+    assert not any(isinstance(module, LocalResponseNorm) for module in meta("alexnet_one_tower").modules())
 
 
 def test_fresh_weights_and_biases_are_the_papers() -> None:

@@ -61,6 +61,131 @@ def test_training_equals_timms() -> None:
         assert_close(parameter.grad, their_parameter.grad, 1e-3)
 
 
+# Figures 7, 10 to 13 and 16 to 19, branch by branch: the channels of each convolution, with its height×width unless
+# that is 1×1. In a reduction the last of each branch has stride 2 and no padding.
+FIGURES = {
+    "v1": {
+        "A": "32 | 32, 32 3×3 | 32, 32 3×3, 32 3×3",
+        "to 17": "384 3×3 | 192, 192 3×3, 256 3×3",
+        "B": "128 | 128, 128 1×7, 128 7×1",
+        "to 8": "256, 384 3×3 | 256, 256 3×3 | 256, 256 3×3, 256 3×3",
+        "C": "192 | 192, 192 1×3, 192 3×1",
+    },
+    "v2": {
+        "A": "32 | 32, 32 3×3 | 32, 48 3×3, 64 3×3",
+        "to 17": "384 3×3 | 256, 256 3×3, 384 3×3",
+        "B": "192 | 128, 160 1×7, 192 7×1",
+        "to 8": "256, 384 3×3 | 256, 288 3×3 | 256, 288 3×3, 320 3×3",
+        "C": "192 | 192, 224 1×3, 256 3×1",
+    },
+}
+# After every stage: the channels.
+CHANNELS = {"v1": (256, 896, 1792), "v2": (384, 1152, 2144)}
+
+
+class WrittenOut:
+    """The network at test as formulas: 5, 10 and 5 blocks, scaled by 0.17, 0.10 and 0.20."""
+
+    def __init__(self, weights: dict[str, Tensor], version: str) -> None:
+        self.weights, self.figure, self.channels = weights, FIGURES[version], CHANNELS[version]
+        self.stem = {"v1": self.stem_v1, "v2": self.stem_v4}[version]
+
+    def conv(
+        self, x: Tensor, name: str, channels: int, kernel: str = "1×1", stride: int = 1, valid: bool = False
+    ) -> Tensor:
+        weight = self.weights[f"{name}.conv.weight"]
+        height, width = map(int, kernel.split("×"))
+        assert weight.shape == (channels, x.shape[1], height, width), name
+        x = F.conv2d(x, weight, None, stride, (0, 0) if valid else (height // 2, width // 2))
+        gamma, beta, mean, variance = (
+            self.weights[f"{name}.norm.{part}"].view(1, -1, 1, 1)
+            for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        return ((x - mean) / (variance + 1e-3).sqrt() * gamma + beta).relu()
+
+    def branches(self, x: Tensor, name: str, row: str, *, reduces: bool = False) -> list[Tensor]:
+        outputs = []
+        for number, branch in enumerate(self.figure[row].split(" | "), 1):
+            y, layers = x, branch.split(", ")
+            for index, layer in enumerate(layers):
+                channels, _, kernel = layer.partition(" ")
+                last = reduces and index == len(layers) - 1
+                place = f"{name}.conv{number}.{index}"
+                y = self.conv(y, place, int(channels), kernel or "1×1", 2 if last else 1, valid=last)
+            outputs.append(y)
+        return outputs
+
+    def block(self, x: Tensor, name: str, row: str, scale: float) -> Tensor:
+        """x + scale·F(x), before the ReLU."""
+        y = torch.cat(self.branches(x, f"{name}.branches", row), 1)
+        return x + scale * F.conv2d(y, self.weights[f"{name}.expand.weight"], self.weights[f"{name}.expand.bias"])
+
+    def reduction(self, x: Tensor, name: str, row: str) -> Tensor:
+        return torch.cat([*self.branches(x, name, row, reduces=True), F.max_pool2d(x, 3, 2)], 1)
+
+    def stem_v1(self, x: Tensor) -> Tensor:
+        x = self.conv(x, "stem.0", 32, "3×3", 2, valid=True)
+        x = self.conv(x, "stem.1", 32, "3×3", valid=True)
+        x = F.max_pool2d(self.conv(x, "stem.2", 64, "3×3"), 3, 2)
+        x = self.conv(x, "stem.4", 80)
+        x = self.conv(x, "stem.5", 192, "3×3", valid=True)
+        return self.conv(x, "stem.6", 256, "3×3", 2, valid=True)
+
+    def stem_v4(self, x: Tensor) -> Tensor:
+        x = self.conv(x, "stem.0", 32, "3×3", 2, valid=True)
+        x = self.conv(x, "stem.1", 32, "3×3", valid=True)
+        x = self.conv(x, "stem.2", 64, "3×3")
+        x = torch.cat((F.max_pool2d(x, 3, 2), self.conv(x, "stem.3.conv.0", 96, "3×3", 2, valid=True)), 1)
+        short = self.conv(self.conv(x, "stem.4.short.0", 64), "stem.4.short.1", 96, "3×3", valid=True)
+        long = self.conv(self.conv(x, "stem.4.long.0", 64), "stem.4.long.1", 64, "1×7")
+        long = self.conv(self.conv(long, "stem.4.long.2", 64, "7×1"), "stem.4.long.3", 96, "3×3", valid=True)
+        x = torch.cat((short, long), 1)
+        return torch.cat((self.conv(x, "stem.5.conv.0", 192, "3×3", 2, valid=True), F.max_pool2d(x, 3, 2)), 1)
+
+    def logits(self, images: Tensor, *, unscaled_last: bool) -> Tensor:
+        x = self.stem(images)
+        assert x.shape[1] == self.channels[0]
+        for number in range(1, 6):
+            x = self.block(x, f"stage1.block{number}", "A", 0.17).relu()
+        x = self.reduction(x, "stage2.reduction", "to 17")
+        assert x.shape[1] == self.channels[1]
+        for number in range(1, 11):
+            x = self.block(x, f"stage2.block{number}", "B", 0.10).relu()
+        x = self.reduction(x, "stage3.reduction", "to 8")
+        assert x.shape[1] == self.channels[2]
+        for number in range(1, 6):
+            x = self.block(x, f"stage3.block{number}", "C", 0.20).relu()
+        if unscaled_last:
+            x = self.block(x, "stage3.block6", "C", 1.0)
+        assert min(x.shape[2:]) >= 3
+        return x.mean((2, 3)) @ self.weights["head.fc.weight"].T + self.weights["head.fc.bias"]
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "unscaled_last"),
+    [
+        ("inception_resnet_v1", "v1", False),
+        ("inception_resnet_v1_facenet", "v1", True),
+        ("inception_resnet_v2_paper", "v2", False),
+    ],
+)
+def test_the_network_is_the_papers_figures(name: str, version: str, unscaled_last: bool) -> None:
+    """On maps of at least 3×3, so that rows and columns differ."""
+    torch.manual_seed(7)
+    network = catalog.create(name, num_classes=5).double().eval()
+    for key, tensor in network.state_dict().items():
+        if key.endswith((".norm.weight", "running_var")):
+            nn.init.uniform_(tensor, 0.5, 1.5)
+        elif key.endswith((".bias", "running_mean")):
+            nn.init.normal_(tensor, 0, 0.2)
+    images = torch.randn(1, 3, 139, 155, dtype=torch.float64)
+    weights = dict(network.state_dict())
+    with torch.inference_mode():
+        expected = WrittenOut(weights, version).logits(images, unscaled_last=unscaled_last)
+        assert expected.std() > 0
+        assert_close(network(images), expected, 1e-9)
+
+
 @pytest.mark.parametrize(
     ("name", "parameters", "training_parameters", "macs", "stem", "channels"),
     [

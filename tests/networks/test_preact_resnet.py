@@ -191,6 +191,34 @@ def test_closed_gates_compute_the_shortcuts_and_what_these_need(name: str) -> No
         assert torch.equal(value, statistics[key]) == (key.rpartition(".")[0] not in expected), key
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cifar_preact_resnet14", {}),
+        ("cifar_preact_resnet14", {"shortcut": "B"}),
+        ("cifar_preact_resnet164", {"blocks": (2, 2, 2)}),
+        ("cifar_preact_resnet164", {"blocks": (2, 2, 2), "shortcut": "A"}),
+        ("wrn_16_1", {}),
+        ("wrn_16_2_b131", {}),
+    ],
+)
+def test_a_closed_unit_passes_on_its_shortcut_and_nothing_rectifies_that(name: str, options: dict[str, object]) -> None:
+    torch.manual_seed(7)
+    network = catalog.create(name, **options)
+    randomise_norms(network)
+    for block in residual_blocks(network):
+        assert isinstance(block, PreactBlock)
+        channels = next(part.in_channels for part in block.modules() if isinstance(part, nn.Conv2d))
+        images = torch.randn(4, channels, 8, 8)
+        untouched = images.clone()
+        block.gate = False
+        with torch.no_grad():
+            expected = block.shortcut(block.activation(images) if block.splits_late else images)
+            assert torch.equal(block(images), expected)
+        assert torch.equal(images, untouched)
+        assert block.splits_late or torch.equal(expected, images)
+
+
 @pytest.mark.parametrize("name", ["cifar_preact_resnet14", "wrn_10_2"])
 def test_a_unit_is_its_shortcut_and_its_share_of_the_branch(name: str) -> None:
     """p_l·F at test; with drop_path in training, F divided by what is kept, or nothing, image by image."""

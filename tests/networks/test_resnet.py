@@ -236,42 +236,6 @@ def test_fresh_weights_are_he_normal_in_the_fan_out_form() -> None:
     assert not network.head.fc.bias.any()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "cifar_resnet8",
-        "cifar_plain8",
-        "cifar_resnext11_2x4d",
-        "cifar_preact_resnet14",
-        "wrn_10_2",
-        "cifar_resnet8_stochastic_depth_authors",
-    ],
-)
-@pytest.mark.parametrize("autocast", [False, True])
-def test_channels_last_is_kept_by_every_activation_and_gradient(name: str, autocast: bool) -> None:
-    torch.manual_seed(5)
-    network = catalog.create(name).to(memory_format=torch.channels_last)
-    seen = []
-
-    def check(tensor: Tensor) -> None:
-        seen.append(tensor)
-        assert tensor.is_contiguous(memory_format=torch.channels_last) or 0 in tensor.stride()
-
-    def watch(module: nn.Module, inputs: object, output: Tensor) -> None:
-        if output.ndim == 4:
-            check(output)
-            output.register_hook(check)
-
-    for module in network.modules():
-        module.register_forward_hook(watch)
-    images = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        logits = network(images)
-    assert logits.dtype == (torch.bfloat16 if autocast else torch.float32)
-    logits.float().logsumexp(1).mean().backward()
-    assert len(seen) > 40
-
-
 @pytest.mark.parametrize("blocks", [1, 2, 12, 100])
 @pytest.mark.parametrize(("family", "shortcut"), [("resnet", "A"), ("plain", "none")])
 def test_the_grammar_knows_every_depth_of_the_family(family: str, shortcut: str, blocks: int) -> None:

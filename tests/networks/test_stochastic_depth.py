@@ -14,6 +14,7 @@ from networks.test_resnet import randomise_norms
 from resnext import catalog
 from resnext.complexity import describe
 from resnext.errors import UserError
+from resnext.networks.preact_resnet import PreactBlock
 from resnext.networks.resnet import ResNet
 from resnext.networks.stochastic_depth import VARIANTS, AuthorsResNet, parse
 from resnext.residual import ResidualBlock, residual_blocks, survivals
@@ -26,6 +27,11 @@ FAMILIES = [
     ("resnet152_stochastic_depth", {"blocks": (2, 2), "width": 8}),
     ("cifar_resnext20_2x4d", {"final_survival": 0.5}),
 ]
+
+
+def channels_of(block: nn.Module) -> int:
+    """Return the channels of what enters a block."""
+    return next(module.in_channels for module in block.modules() if isinstance(module, nn.Conv2d))
 
 
 @pytest.mark.parametrize("count", [1, 6, 54, 75, 600])
@@ -183,14 +189,51 @@ def test_drop_path_drops_single_images_and_divides_by_what_is_kept(name: str, op
     assert torch.equal(network.eval()(images), plain.eval()(images)), "nothing is left of it at test"
     block = residual_blocks(network)[-1].train()
     assert block.keep == pytest.approx(0.4)
-    channels = next(module.in_channels for module in block.modules() if isinstance(module, nn.Conv2d))
-    entering = torch.randn(4, channels, 8, 8)
+    entering = torch.randn(4, channels_of(block), 8, 8)
     block.gate = torch.tensor([1.0, 0.0, 0.0, 1.0])
     with torch.no_grad():
         out, branch = block(entering), block.residual(entering)
         skip = block.shortcut(entering)
     torch.testing.assert_close(out[[0, 3]], (branch / 0.4 + skip).relu()[[0, 3]])
     torch.testing.assert_close(out[[1, 2]], skip.relu()[[1, 2]])
+
+
+@pytest.mark.parametrize(("name", "options"), FAMILIES)
+def test_a_closed_block_is_its_rectified_shortcut(name: str, options: dict[str, object]) -> None:
+    """What enters has been through a ReLU; what a projection and its norm make of it has not."""
+    torch.manual_seed(6)
+    network = catalog.create(name, **options)
+    randomise_norms(network)
+    for block in residual_blocks(network):
+        images = torch.rand(4, channels_of(block), 8, 8)
+        untouched = images.clone()
+        block.gate = False
+        with torch.no_grad():
+            skip = block.shortcut(images)
+            assert torch.equal(block(images), skip.relu())
+        assert torch.equal(images, untouched)
+        assert (skip < 0).any() == bool(list(block.shortcut.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*FAMILIES, ("cifar_preact_resnet14", {"shortcut": "B"}), ("wrn_16_2", {})]
+)
+def test_drop_path_keeps_the_precision_that_autocast_chose(name: str, options: dict[str, object]) -> None:
+    """Gates are float32, and would widen every activation behind them."""
+    torch.manual_seed(7)
+    network = catalog.create(name, **{**options, "final_survival": 1.0, "drop_path": 0.6})
+    for block in residual_blocks(network):
+        block.gate = torch.tensor([1.0, 0.0, 0.0, 1.0])
+        images = torch.rand(4, channels_of(block), 8, 8).bfloat16()
+        preact = isinstance(block, PreactBlock)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            out = block(images)
+            active = block.activation(images) if preact else images
+            branch, skip = block.residual(active), block.shortcut(active if preact and block.splits_late else images)
+        assert out.dtype == branch.dtype == torch.bfloat16
+        expected = branch.float() * (block.gate / block.keep).view(4, 1, 1, 1) + skip.float()
+        torch.testing.assert_close(out.float(), expected if preact else expected.relu(), rtol=0.02, atol=0.05)
+        assert torch.equal(out[1:3], skip[1:3] if preact else skip[1:3].relu())
 
 
 def test_the_authors_network_has_biases_and_starts_in_the_fan_in_form() -> None:

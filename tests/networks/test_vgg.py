@@ -191,14 +191,6 @@ def test_32_pixels_are_the_smallest_image() -> None:
         describe("vgg16", image_size=31)
 
 
-@pytest.mark.parametrize("name", ["vgg16_c", "vgg13_bn"])
-def test_channels_last_is_kept_by_every_activation(name: str) -> None:
-    network = catalog.create(name, width=4, hidden=8).to(memory_format=torch.channels_last)
-    images = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
-    *maps, _ = network.features(images).values()
-    assert all(output.is_contiguous(memory_format=torch.channels_last) for output in maps)
-
-
 @pytest.mark.parametrize(
     "options",
     [

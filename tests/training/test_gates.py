@@ -90,15 +90,16 @@ def test_drop_path_draws_for_each_image() -> None:
     assert (kept.mean(2).std(0) < 0.12).all()  # not one draw for the whole batch
 
 
-def test_drop_path_keeps_the_branch_s_expectation() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_drop_path_keeps_the_branch_s_expectation(dtype: torch.dtype) -> None:
     block = residual_blocks(created(drop_path=0.4))[-1]
     assert block.keep == pytest.approx(0.6)
     uniforms = order.uniforms(0, 0, np.arange(1), 20_000, stream=7)[0]
     block.gate = torch.from_numpy((uniforms < block.keep).astype(np.float32))
-    branch = torch.full((20_000, 1, 1, 1), 3.0)
+    branch = torch.full((20_000, 1, 1, 1), 3.0, dtype=dtype)
     gated = block.gated(branch)
-    torch.testing.assert_close(gated.unique(), torch.tensor([0.0, 3.0 / 0.6]))
-    assert gated.mean().item() == pytest.approx(3.0, rel=0.02)
+    torch.testing.assert_close(gated.unique(), torch.tensor([0.0, 3.0 / 0.6], dtype=dtype))
+    assert gated.float().mean().item() == pytest.approx(3.0, rel=0.02)
 
 
 def test_a_closed_block_is_neither_computed_nor_learned_but_decays() -> None:

@@ -185,6 +185,17 @@ def test_a_lit_run_resumes_with_its_recorded_axes_to_the_same_end(
     assert resumed.bundle.identity == lit.bundle.identity
 
 
+def test_a_lit_run_that_lost_its_axes_before_its_first_checkpoint_says_so(photos: Path, tmp_path: Path) -> None:
+    run = stopped(photos, tmp_path / "run", LIT, at=1)
+    shutil.rmtree(run / "checkpoints")
+    lines = (run / "recipe.toml").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith("colour_axes")]
+    assert len(kept) == len(lines) - 1
+    (run / "recipe.toml").write_text("".join(kept))
+    with pytest.raises(UserError, match="colour_axes"):
+        train(photos, out=run, resume=True)
+
+
 def test_a_lit_run_is_the_same_without_the_cache_and_another_one_without_the_light(
     lit: Run, photos: Path, tmp_path: Path
 ) -> None:
@@ -246,7 +257,7 @@ def test_a_budget_too_small_for_both_caches_is_not_spent_on_one_that_clears_the_
         ({"augmentation": {"lighting": 0.1, "colour_axes": [0.1]}}, "has 1 numbers.*need 9"),
         ({"augmentation": {"lighting": 0.1, "colour_axes": [0.1] * 9}, "channels": 1}, "has 9 numbers.*need 1"),
         ({"augmentation": {"lighting": 0.1, "colour_axes": [0.1] * 4}}, "colour_axes is"),
-        ({"data": {"train_resize": 12}}, "cannot be cut from one resized to 12"),
+        ({"data": {"train_resize": 12}}, "data.train_resize is 12"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_before_anything_is_written(

@@ -40,18 +40,18 @@ def test_the_spread_is_the_formula_s(name: str) -> None:
     assert largest <= limits[name] * 1.001 if name in limits else largest > 3.2
 
 
-def test_biases_and_norms_stay_and_all_weights_change() -> None:
+@pytest.mark.parametrize(("name", "linear"), [("he-fan-in", False), ("he-fan-out", False), ("glorot", True)])
+def test_biases_and_norms_stay_and_he_s_forms_are_for_convolutions(name: str, linear: bool) -> None:
     network = catalog.create("cifar_resnet8", shortcut="B")
     network.head.fc.bias.data.fill_(0.5)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    initialise(network, "he-fan-in")
-    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {name for name, parameter in network.named_parameters() if parameter.ndim > 1}
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    initialise(network, name)
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {key for key, each in network.named_parameters() if each.ndim == 4 or (linear and each.ndim == 2)}
 
 
 def test_a_linear_layer_s_fans_are_its_sides() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(50, 200)
-    for name, fan in (("he-fan-in", 50), ("he-fan-out", 200)):
-        initialise(layer, name)
-        assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / fan), rel=0.03)
+    initialise(layer, "glorot")
+    assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / (50 + 200)), rel=0.03)

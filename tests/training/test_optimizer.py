@@ -1,8 +1,9 @@
-"""The optimiser's groups and the moving average, against plain arithmetic."""
+"""The optimiser's groups, the moving average and clipped gradients, against plain arithmetic."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from resnext import catalog
@@ -43,13 +44,38 @@ def test_one_nesterov_step_is_the_published_formula() -> None:
 def test_moving_average_follows_its_recursion_and_copies_counters() -> None:
     network = torch.nn.BatchNorm1d(2)
     average = optimizer.MovingAverage(network, decay=0.5)
-    value = 1.0
-    for step in range(1, 6):
+    value, warm = 1.0, 0
+    for step in range(1, 13):
         with torch.no_grad():
             network.weight.fill_(step)
             network.num_batches_tracked.fill_(step)
         average.update(network)
         decay = min(0.5, (1 + step) / (10 + step))
+        warm += decay == 0.5
         value = decay * value + (1 - decay) * step
-    np.testing.assert_allclose(average.values["weight"].numpy(), value, rtol=1e-6)
-    assert average.values["num_batches_tracked"].item() == 5
+        np.testing.assert_allclose(average.values["weight"].numpy(), value, rtol=1e-6)
+        assert average.values["num_batches_tracked"].item() == step
+    assert warm == 5  # (1 + n)/(10 + n) reaches 1/2 at n = 8
+
+
+def with_gradients(*values: list[float]) -> list[torch.Tensor]:
+    parameters = [torch.zeros(len(each), requires_grad=True) for each in values]
+    for parameter, each in zip(parameters, values, strict=True):
+        parameter.grad = torch.tensor(each)
+    return parameters
+
+
+def test_gradients_are_clipped_by_their_joint_norm_and_keep_their_direction() -> None:
+    parameters = with_gradients([3.0, -4.0], [12.0, 0.0, 0.5])
+    before = torch.cat([each.grad for each in parameters])
+    optimizer.clip(parameters, 2.0)
+    after = torch.cat([each.grad for each in parameters])
+    assert after.norm().item() == pytest.approx(2, rel=1e-5)
+    torch.testing.assert_close(after, before * (2 / before.norm()))
+
+
+@pytest.mark.parametrize(("values", "norm"), [([1.0, -1.7], 2.0), ([30.0, 40.0], None)])
+def test_gradients_below_the_norm_or_without_one_are_left_to_the_bit(values: list[float], norm: float | None) -> None:
+    parameters = with_gradients(values)
+    optimizer.clip(parameters, norm)
+    assert parameters[0].grad.tolist() == torch.tensor(values).tolist()

@@ -93,6 +93,26 @@ def test_warm_up_by_training_error_and_drop_path_resume_exactly(photos: Path, tm
     assert 6 < counted < 20  # the warm-up ended between the two stops
 
 
+def test_the_history_is_of_top_1_errors_over_the_images_there_are(tmp_path: Path) -> None:
+    for split, count in (("train", 9), ("val", 4)):
+        write_colours(tmp_path / "photos" / split, count)
+    for number in range(2):
+        (tmp_path / "photos" / "train" / "red" / f"{number}.png").unlink()
+    schedule = {"name": "plateau", "warmup_rate": 0.1, "warmup_until_error": 0.5}  # not reached in so few steps
+    out = train(tmp_path / "photos", out=tmp_path / "run", **{**TINY, "epochs": 2}, schedule=schedule).path
+    steps = [event for event in account(out) if event["event"] == "step"]
+    epochs = [event for event in account(out) if event["event"] == "epoch"]
+    assert [step["images"] for step in steps] == [8, 8, 9] * 2  # one image alone joins the batch before
+    running = 1.0
+    for step in steps:
+        running += (step["errors"] / step["images"] - running) / 100
+    newest = checkpoint.listed(out / "checkpoints")[-1]
+    history = json.loads((newest / checkpoint.STATE).read_text())["position"]["history"]
+    assert history["training_error"] == running
+    assert history["validation_errors"] == [1 - epoch["top1"] for epoch in epochs]
+    assert any(steps[last]["errors"] for last in (2, 5))
+
+
 def test_a_checkpoint_of_an_older_version_is_taken_up(photos: Path, tmp_path: Path) -> None:
     whole = train(photos, out=tmp_path / "whole", **TINY)
     out = tmp_path / "run"

@@ -52,6 +52,11 @@ def test_exponential_drops_in_stairs_as_the_inception_papers_do() -> None:
     assert ours == pytest.approx([PEAK * 0.94 ** (step // 20) for step in range(200)])
 
 
+def test_exponential_drops_within_an_epoch_too() -> None:
+    ours = rates(name="exponential", factor=0.94, every=4 / 3)
+    assert ours == pytest.approx([PEAK * 0.94 ** (3 * step // 40) for step in range(200)])
+
+
 def test_constant_warm_up_is_a_share_of_the_peak() -> None:
     ours = rates(name="step", milestones=[5], warmup_epochs=2, warmup_rate=0.1)
     assert ours == pytest.approx([PEAK / 10] * 20 + [PEAK] * 30 + [PEAK / 10] * 150)

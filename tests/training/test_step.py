@@ -1,4 +1,4 @@
-"""The loss of a step: smoothed targets for the network's own logits and for auxiliary ones, and counted errors."""
+"""The inputs of a step, and its loss: smoothed targets for own and for auxiliary logits, and counted errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from resnext.data.loader import Batch
 from resnext.training.recipe import Recipe
@@ -23,18 +24,20 @@ class Fixed(nn.Module):
         return [(1.0, self.own), (0.3, self.auxiliary)]
 
 
+def recipe_of(**fields: object) -> Recipe:
+    raw = {
+        "network": "",
+        "epochs": 1,
+        "batch_size": 4,
+        "data": {"image_size": 1, "resize": 1, "mean": [0.0] * 3, "std": [1.0] * 3},
+        "optimizer": {"learning_rate": 0.1},
+        "machine": {"device": "cpu", "precision": "fp32"},
+    }
+    return Recipe.from_dict({**raw, **fields})
+
+
 def step_of(network: nn.Module, classes: int, smoothing: float) -> TrainingStep:
-    recipe = Recipe.from_dict(
-        {
-            "network": "",
-            "epochs": 1,
-            "batch_size": 4,
-            "label_smoothing": smoothing,
-            "data": {"image_size": 1, "resize": 1, "mean": [0.0] * 3, "std": [1.0] * 3},
-            "optimizer": {"learning_rate": 0.1},
-            "machine": {"device": "cpu", "precision": "fp32"},
-        }
-    )
+    recipe = recipe_of(label_smoothing=smoothing)
     return TrainingStep(network, recipe, recipe.data.preprocessing(), classes)
 
 
@@ -61,3 +64,20 @@ def test_errors_are_counted_on_the_network_s_own_logits_before_the_update() -> N
     batch = Batch(np.arange(4), np.zeros((4, 1, 1, 3), np.uint8), np.array([0, 1, 2, 9]), 0)
     outcome = step_of(Fixed(own, auxiliary), 10, 0.0)(batch, 0, 0, 10.0, count_errors=True)
     assert outcome.errors == 1
+
+
+def test_early_inputs_are_shrunk_after_the_mean_image_was_subtracted() -> None:
+    generator = np.random.default_rng(0)
+    sizes = {"image_size": 8, "resize": 8, "early_size": 4, "early_epochs": 1}
+    recipe = recipe_of(data={**sizes, "mean": [0.5] * 3, "std": [0.2, 0.25, 0.4]})
+    image = generator.random((8, 8, 3), np.float32)
+    network = Fixed(torch.zeros(4, 10), torch.zeros(4, 10))
+    step = TrainingStep(network, recipe, recipe.data.preprocessing().with_mean_image(image), 10)
+    pixels = generator.integers(0, 256, (4, 8, 8, 3), np.uint8)
+    batch = Batch(np.arange(4), pixels, np.arange(4), 0)
+    normalised = torch.from_numpy((pixels / 255 - image) / [0.2, 0.25, 0.4]).permute(0, 3, 1, 2).float()
+    shrunk = functional.interpolate(normalised, 4, mode="bilinear", antialias=True)
+    for epoch, expected in enumerate([shrunk, normalised]):
+        inputs, labels = step._inputs(batch, epoch, 0)
+        torch.testing.assert_close(inputs, expected, rtol=0, atol=1e-5)
+        assert labels.tolist() == [0, 1, 2, 3]

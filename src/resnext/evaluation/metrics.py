@@ -95,12 +95,11 @@ def evaluate(
     `progress(done, total)` is called after every batch. Views at `scales` need an engine that takes images of any
     size, a `DenseEngine`. Raises UserError where no image could be read.
     """
-    split, rows, done = loader.split, [], 0
+    split, rows = loader.split, []
     for indices, logits in outputs(engine, loader, views):
         rows.append((indices, *score_batch(logits, loader.labels[indices])))
-        done = min(done + loader.batch_size, len(split))
         if progress is not None:
-            progress(done, len(split))
+            progress(int(indices[-1]) + 1, len(split))
     if not rows:
         raise no_image_read(loader)
     indices, labels, predicted, probability, place, losses = map(np.concatenate, zip(*rows, strict=True))

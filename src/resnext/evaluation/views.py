@@ -38,6 +38,7 @@ LARGEST = 4
 """A scale may be this many times `image_size`; no paper goes beyond three, and memory grows with the square."""
 
 BATCH_SHAPES = (1, 2, 4, 8, 16, 32)
+TOGETHER = 8  # images whose views are held at a time
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -174,8 +175,9 @@ def _read(loader: Loader, views: Views) -> Iterator[tuple[npt.NDArray[np.int64],
             return error.reason
         return views.of(image, loader.preprocessing)
 
-    count, size = len(loader.split), loader.batch_size
-    with closing(in_order(load, range(count), workers=loader.workers, ahead=2 * size)) as loads:
+    count = len(loader.split)
+    size = min(loader.batch_size, TOGETHER)  # a few whole images at several scales are a gigabyte soon enough
+    with closing(in_order(load, range(count), workers=loader.workers, ahead=max(2, 2 * loader.workers))) as loads:
         for start in range(0, count, size):
             rows: list[int] = []
             pixels: list[Pixels] = []

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from resnext.errors import UserError
 from resnext.layers import LocalResponseNorm, Network, PublishedSize
-from resnext.variant import Blueprint, Variant, check_choice, check_dropout, check_sizes
+from resnext.variant import Blueprint, Variant, check_choice, check_dropout, check_series, check_sizes
 
 DropoutAt = Literal["output", "input"]
 Initialisation = Literal["paper", "torch"]
@@ -54,7 +54,8 @@ class AlexNetConfig:
     initialisation: Initialisation = "paper"
 
     def __post_init__(self) -> None:
-        check_sizes(channels=self.channels, groups=self.groups, hidden=self.hidden)
+        check_series(channels=self.channels)
+        check_sizes(groups=self.groups, hidden=self.hidden)
         check_choice("response_norm", self.response_norm, Literal[True, False])
         check_choice("dropout_at", self.dropout_at, DropoutAt)
         check_choice("initialisation", self.initialisation, Initialisation)

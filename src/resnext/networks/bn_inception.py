@@ -16,7 +16,7 @@ Departures and readings:
   fully connected. Nor is there dropout or local response normalisation (section 4.2.1).
 - Average pools do not count the border of zeros, as in Google's own code. Convolutions and pools that stride by 2 pad
   both sides alike in 3c and 4e; TensorFlow pads more at the end. Sizes are the same for even sides.
-- The paper does not say how weights start; here from He's normal distribution.
+- The paper does not say how weights start; here convolutions from He's normal distribution.
 - Names: arXiv:1602.07261 calls this network Inception-v2, and arXiv:1512.00567 another one.
 """
 

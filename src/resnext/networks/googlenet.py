@@ -15,7 +15,7 @@ Departures and readings:
 - Auxiliary classifiers were made for maps of 14×14; maps of other sizes are brought to it.
 - Dropout is inverted, as in AlexNet.
 - `googlenet_bn` has batch norm in place of biases and of local response normalisation, as in the networks of
-  arXiv:1502.03167. Its weights, and those of the next, start from He's normal distribution.
+  arXiv:1502.03167. Its convolutions, and those of the next, start from He's normal distribution.
 - `googlenet_torchvision` is what torchvision calls googlenet, after TF-slim's inception_v1: 3×3 for 5×5 (a slip, kept
   since the released weights have it), batch norm with ε = 0.001, a last max-pool of 2×2, dropout 0.2, and auxiliary
   classifiers that pool any map to 4×4.

@@ -1,12 +1,13 @@
 """Inception-v3: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", arXiv:1512.00567.
 
-The network of the last row of Table 3, as the authors coded it (TF-slim; torchvision's is the same): the paper's
-Table 1 is another one, `inception_v2`. The pieces that the later Inception networks share are here as well.
+The network of the last row of Table 3, as the authors coded it (TF-slim): the paper's Table 1 is another one,
+`inception_v2`. The pieces that the later Inception networks share are here as well.
 
 Departures and readings:
-- Average pools within the modules count the zeros of the padding, as torchvision's do; TensorFlow's do not.
+- Average pools within the modules leave the zeros of the padding out, as TensorFlow's do. Torchvision's count them
+  (`count_padding`), and it drops 0.5 before the classifier: `inception_v3_torchvision`, else the same.
 - The auxiliary classifier reads the last 17×17 map; its loss counts 0.4, as in Google's training code. Dropout keeps
-  0.8, as in TF-slim (torchvision: 0.5).
+  0.8, as in TF-slim.
 - Weights start as in TF-slim: truncated normals of variance 2/fan-in (0.01 and 0.001 wide at the end of the
   auxiliary classifier); the paper does not say. Running averages of batch norm move by 0.1 a step, TF-slim's by
   0.0003.
@@ -56,9 +57,16 @@ class HeadOptions:
 
 @dataclass(frozen=True)
 class InceptionV3Config(HeadOptions):
-    """Which Inception-v3: it has the fields of `HeadOptions`, and one size."""
+    """Which Inception-v3, which has one size.
+
+    `count_padding` says whether average pools within modules count the zeros of the padding. The fields of
+    `HeadOptions` come with it.
+    """
+
+    count_padding: bool = False
 
     def __post_init__(self) -> None:
+        check_choice("count_padding", self.count_padding, Literal[True, False])
         self.check_head_options()
 
 
@@ -92,12 +100,12 @@ class InceptionA(Branches):
     `kernel` is that of the second branch: 5 in the authors' code, 3 in the figure.
     """
 
-    def __init__(self, in_channels: int, *, pool: int, kernel: int = 5) -> None:
+    def __init__(self, in_channels: int, *, pool: int, kernel: int = 5, count_padding: bool = False) -> None:
         super().__init__(
             point=tower(in_channels, (64, 1)),
             short=tower(in_channels, (48, 1), (64, kernel)),
             long=tower(in_channels, (64, 1), (96, 3), (96, 3)),
-            pool=pooled(in_channels, pool, count_padding=True),
+            pool=pooled(in_channels, pool, count_padding=count_padding),
         )
 
 
@@ -107,25 +115,25 @@ class InceptionC(Branches):
     `width` is that of the factorised convolutions before the last.
     """
 
-    def __init__(self, *, width: int) -> None:
+    def __init__(self, *, width: int, count_padding: bool = False) -> None:
         row, column = (1, 7), (7, 1)
         super().__init__(
             point=tower(768, (192, 1)),
             short=tower(768, (width, 1), (width, row), (192, column)),
             long=tower(768, (width, 1), (width, column), (width, row), (width, column), (192, row)),
-            pool=pooled(768, 192, count_padding=True),
+            pool=pooled(768, 192, count_padding=count_padding),
         )
 
 
 class InceptionE(Branches):
     """320 | 384-fan | 448-384-fan | average-192, with fans of 2·384: N×in_channels×H×W → N×2048×H×W (Fig. 7)."""
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int, *, count_padding: bool = False) -> None:
         super().__init__(
             point=tower(in_channels, (320, 1)),
             short=tower(in_channels, (384, 1)).append(fan(384, 384)),
             long=tower(in_channels, (448, 1), (384, 3)).append(fan(384, 384)),
-            pool=pooled(in_channels, 192, count_padding=True),
+            pool=pooled(in_channels, 192, count_padding=count_padding),
         )
 
 
@@ -211,10 +219,13 @@ class InceptionV3(Network):
     def __init__(self, config: InceptionV3Config, *, num_classes: int = 1000, in_channels: int = 3) -> None:
         super().__init__()
         self.stem = stem(in_channels)
-        self.stage1 = stage(InceptionA(192, pool=32), InceptionA(256, pool=64), InceptionA(288, pool=64))
-        wider = [InceptionC(width=width) for width in (128, 160, 160, 192)]
+        module_a = partial(InceptionA, count_padding=config.count_padding)
+        module_c = partial(InceptionC, count_padding=config.count_padding)
+        module_e = partial(InceptionE, count_padding=config.count_padding)
+        self.stage1 = stage(module_a(192, pool=32), module_a(256, pool=64), module_a(288, pool=64))
+        wider = [module_c(width=width) for width in (128, 160, 160, 192)]
         self.stage2 = stage(*wider, reduction=reduction_to_17())
-        self.stage3 = stage(InceptionE(1280), InceptionE(2048), reduction=reduction_to_8())
+        self.stage3 = stage(module_e(1280), module_e(2048), reduction=reduction_to_8())
         self.head = PooledHead(2048, num_classes, dropout=config.dropout)
         if config.auxiliary:
             self.auxiliary = nn.ModuleDict({"stage2": AuxiliaryHead(768, num_classes)})
@@ -223,7 +234,7 @@ class InceptionV3(Network):
 
 
 def parse(name: str) -> Blueprint | None:
-    """Return None: the family has one name, which is listed."""
+    """Return None: the family's names are listed."""
     return None
 
 
@@ -231,6 +242,11 @@ def parse(name: str) -> Blueprint | None:
 VARIANTS: dict[str, Variant] = {
     "inception_v3": Variant(
         InceptionV3, InceptionV3Config(), paper="arXiv:1512.00567 Table 3", image_size=299,
+        parameters=23_834_568, training_parameters=27_161_264, macs=5_713_216_096,
+        stages=((288, 35, 35), (768, 17, 17), (2048, 8, 8))),
+    "inception_v3_torchvision": Variant(
+        InceptionV3, InceptionV3Config(count_padding=True, dropout=0.5),
+        paper="arXiv:1512.00567 Table 3 (torchvision's pools)", image_size=299,
         parameters=23_834_568, training_parameters=27_161_264, macs=5_713_216_096,
         stages=((288, 35, 35), (768, 17, 17), (2048, 8, 8))),
 }

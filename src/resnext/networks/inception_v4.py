@@ -30,7 +30,7 @@ from resnext.networks.inception_v3 import (
     stage,
     tower,
 )
-from resnext.variant import Blueprint, Variant, check_sizes
+from resnext.variant import Blueprint, Variant, check_series
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class InceptionV4Config(HeadOptions):
 
 def check_blocks(blocks: tuple[int, ...]) -> None:
     """Raise UserError unless `blocks` counts the modules of three stages."""
-    check_sizes(blocks=blocks)
+    check_series(blocks=blocks)
     if not (isinstance(blocks, tuple) and len(blocks) == 3):
         raise UserError(f"blocks={blocks!r} does not fit: this network has three stages. Give three numbers.")
 

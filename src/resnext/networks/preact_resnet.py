@@ -39,7 +39,7 @@ from resnext.networks.resnet import (
     stem_layers,
 )
 from resnext.residual import ResidualBlock, StochasticDepth, set_survivals
-from resnext.variant import Blueprint, Variant, check_choice, check_sizes
+from resnext.variant import Blueprint, Variant, check_choice, check_series, check_sizes
 
 Shortcut = Literal["A", "B"]
 
@@ -60,7 +60,8 @@ class PreactResNetConfig(StochasticDepth):
     stride_in: StrideIn = "3x3"
 
     def __post_init__(self) -> None:
-        check_sizes(blocks=self.blocks, width=self.width)
+        check_series(blocks=self.blocks)
+        check_sizes(width=self.width)
         check_choice("block", self.block, Block)
         check_choice("stem", self.stem, Stem)
         check_choice("shortcut", self.shortcut, Shortcut)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from resnext.errors import UserError
 from resnext.layers import ConvNorm, Network, PooledHead, Stage, ZeroPadShortcut
 from resnext.residual import ResidualBlock, StochasticDepth, set_survivals
-from resnext.variant import Blueprint, Variant, check_choice, check_sizes
+from resnext.variant import Blueprint, Variant, check_choice, check_series, check_sizes
 
 Block = Literal["basic", "bottleneck"]
 Stem = Literal["imagenet", "cifar"]
@@ -70,7 +70,8 @@ class ResNetConfig(StochasticDepth):
     stride_in: StrideIn = "3x3"
 
     def __post_init__(self) -> None:
-        check_sizes(blocks=self.blocks, width=self.width)
+        check_series(blocks=self.blocks)
+        check_sizes(width=self.width)
         check_choice("block", self.block, Block)
         check_choice("stem", self.stem, Stem)
         check_choice("shortcut", self.shortcut, Shortcut)
@@ -199,16 +200,16 @@ def cifar(blocks: int, shortcut: Shortcut) -> ResNetConfig:
 
 
 def parse(name: str) -> Blueprint | None:
-    """Return what `cifar_resnet{6n+2}` or `cifar_plain{6n+2}` means; None for another name.
+    """Return what `cifar_resnet{6n+2}`, `cifar_resnet{6n+2}_b` or `cifar_plain{6n+2}` means; None for another name.
 
     Raises UserError for a depth that the family does not have.
     """
-    match = re.fullmatch(r"cifar_(resnet|plain)([1-9]\d*)", name)
-    if match is None:
+    match = re.fullmatch(r"cifar_(?:(plain)|resnet)([1-9]\d*)(_b)?", name)
+    if match is None or (match[1] and match[3]):
         return None
     depth = int(match[2])
     check_depth(name, depth, step=6)
-    config = cifar((depth - 2) // 6, "A" if match[1] == "resnet" else "none")
+    config = cifar((depth - 2) // 6, "none" if match[1] else "B" if match[3] else "A")
     return Blueprint(ResNet, config, paper="arXiv:1512.03385 section 4.2", image_size=32, num_classes=10)
 
 

@@ -32,7 +32,7 @@ from resnext.networks.resnet import (
     stem_layers,
 )
 from resnext.residual import ResidualBlock, StochasticDepth, set_survivals
-from resnext.variant import Blueprint, Variant, check_choice, check_sizes
+from resnext.variant import Blueprint, Variant, check_choice, check_series, check_sizes
 
 CIFAR_STAGES = ((256, 32, 32), (512, 16, 16), (1024, 8, 8))
 
@@ -53,7 +53,8 @@ class ResNeXtConfig(StochasticDepth):
     shortcut: Shortcut = "B"
 
     def __post_init__(self) -> None:
-        check_sizes(blocks=self.blocks, cardinality=self.cardinality, base_width=self.base_width)
+        check_series(blocks=self.blocks)
+        check_sizes(cardinality=self.cardinality, base_width=self.base_width)
         check_choice("stem", self.stem, Stem)
         check_choice("shortcut", self.shortcut, Shortcut)
         self.check_depth_options()
@@ -153,6 +154,9 @@ VARIANTS: dict[str, Variant] = {
     "resnext50_32x4d_no_shortcut": Variant(ResNeXt, imagenet(50, 32, 4, shortcut="none"),
         paper="arXiv:1611.05431 section 5.1", image_size=224,
         parameters=22_252_328, macs=3_870_818_304, stages=BOTTLENECK_STAGES),
+    "resnext50_1x64d": Variant(
+        ResNeXt, imagenet(50, 1, 64), paper="arXiv:1611.05431 Table 3", image_size=224,
+        parameters=25_557_032, macs=4_089_184_256, stages=BOTTLENECK_STAGES),
     "resnext50_2x40d": Variant(ResNeXt, imagenet(50, 2, 40), paper="arXiv:1611.05431 Table 3", image_size=224,
         parameters=25_425_000, macs=4_124_508_160, stages=BOTTLENECK_STAGES),
     "resnext50_4x24d": Variant(ResNeXt, imagenet(50, 4, 24), paper="arXiv:1611.05431 Table 3", image_size=224,
@@ -161,6 +165,9 @@ VARIANTS: dict[str, Variant] = {
         parameters=25_603_016, macs=4_267_409_408, stages=BOTTLENECK_STAGES),
     "resnext101_32x4d": Variant(ResNeXt, imagenet(101, 32, 4), paper="arXiv:1611.05431 Table 3", image_size=224,
         parameters=44_177_704, macs=7_969_996_800, stages=BOTTLENECK_STAGES),
+    "resnext101_1x64d": Variant(
+        ResNeXt, imagenet(101, 1, 64), paper="arXiv:1611.05431 Table 3", image_size=224,
+        parameters=44_549_160, macs=7_801_405_440, stages=BOTTLENECK_STAGES),
     "resnext101_2x40d": Variant(ResNeXt, imagenet(101, 2, 40), paper="arXiv:1611.05431 Table 3", image_size=224,
         parameters=44_456_296, macs=7_843_553_280, stages=BOTTLENECK_STAGES),
     "resnext101_4x24d": Variant(ResNeXt, imagenet(101, 4, 24), paper="arXiv:1611.05431 Table 3", image_size=224,

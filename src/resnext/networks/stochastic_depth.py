@@ -30,7 +30,7 @@ from resnext.layers import Conv2d, Network, PooledHead, Stage
 from resnext.networks import resnet
 from resnext.networks.resnet import BOTTLENECK_STAGES, CIFAR_STAGES, ResNet, ResNetConfig, check_depth
 from resnext.residual import ResidualBlock, StochasticDepth, set_survivals
-from resnext.variant import Blueprint, Variant, check_sizes
+from resnext.variant import Blueprint, Variant, check_series, check_sizes
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class AuthorsResNetConfig(StochasticDepth):
     width: int = 16
 
     def __post_init__(self) -> None:
-        check_sizes(blocks=self.blocks, width=self.width)
+        check_series(blocks=self.blocks)
+        check_sizes(width=self.width)
         self.check_depth_options()
 
 
@@ -63,7 +64,7 @@ class FanInConv2d(Conv2d):
             nn.init.zeros_(self.bias)
 
 
-class BiasedConvNorm(nn.Sequential):
+class AuthorsConvNorm(nn.Sequential):
     """3×3 convolution with a bias, batch norm and (with `relu`) ReLU.
 
     N×C×H×W → N×out_channels×⌈H/stride⌉×⌈W/stride⌉. Children: `conv`, `norm`, `relu`.
@@ -104,8 +105,8 @@ class AuthorsBlock(ResidualBlock):
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
         super().__init__()
-        self.first = BiasedConvNorm(in_channels, out_channels, stride=stride)
-        self.second = BiasedConvNorm(out_channels, out_channels, relu=False)
+        self.first = AuthorsConvNorm(in_channels, out_channels, stride=stride)
+        self.second = AuthorsConvNorm(out_channels, out_channels, relu=False)
         same_shape = in_channels == out_channels and stride == 1
         self.shortcut = nn.Identity() if same_shape else AveragedShortcut(out_channels - in_channels, stride)
 
@@ -123,7 +124,7 @@ class AuthorsResNet(Network):
 
     def __init__(self, config: AuthorsResNetConfig, *, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
-        self.stem = BiasedConvNorm(in_channels, config.width)
+        self.stem = AuthorsConvNorm(in_channels, config.width)
         self.stride = 2 ** (len(config.blocks) - 1)
         channels = config.width
         for index, depth in enumerate(config.blocks):

@@ -44,7 +44,7 @@ from resnext.networks.resnet import (
 )
 from resnext.networks.stochastic_depth import FanInConv2d
 from resnext.residual import StochasticDepth, set_survivals
-from resnext.variant import Blueprint, Variant, check_choice, check_dropout, check_sizes
+from resnext.variant import Blueprint, Variant, check_choice, check_dropout, check_series, check_sizes
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class WideResNetConfig(StochasticDepth):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_sizes(blocks=self.blocks, widening=self.widening, kernels=self.kernels)
+        check_series(blocks=self.blocks, kernels=self.kernels)
+        check_sizes(widening=self.widening)
         check_dropout(self.dropout)
         self.check_depth_options()
         if any(size % 2 == 0 for size in self.kernels):
@@ -135,7 +136,7 @@ class WideImageNetConfig(StochasticDepth):
     widening: float
 
     def __post_init__(self) -> None:
-        check_sizes(blocks=self.blocks)
+        check_series(blocks=self.blocks)
         check_choice("block", self.block, Block)
         self.check_depth_options()
         k = self.widening

@@ -2,7 +2,8 @@
 
 G. Huang and others, "Deep Networks with Stochastic Depth", arXiv:1603.09382 section 3, for the blocks of
 `residual.py`. A gate is a function of (seed, step, block), and for drop path of the image's place in the batch, so
-that a resumed run has the same gates, and so have all processes of a run that is split over several.
+that a resumed run has the same gates, and so have all processes of a run that is split over several (where equal
+places on two of them draw alike for drop path).
 
 Departures and readings: a block that was left out has gradients of zero, not none, as in the authors' code, so that
 weight decay and momentum move its weights all the same.

@@ -164,6 +164,11 @@ def _plan_resumed(place: Path, data: str | Path, said: dict[str, Any]) -> Plan:
     raw = recipe.load(place / RECIPE)
     recorded = Recipe.from_dict(raw, source=str(place / RECIPE))
     complete = Recipe.from_dict(recipe.merge(raw, said), source=str(place / RECIPE))
+    if complete.augmentation.lighting and not complete.augmentation.colour_axes:
+        raise UserError(
+            f"{place / RECIPE} has lost augmentation.colour_axes, which were measured when the run began. "
+            "Put the file back as it was, or start a new run with another --out."
+        )
     before, now = recorded.deciding(), complete.deciding()
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):

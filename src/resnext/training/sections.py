@@ -63,6 +63,11 @@ class Data(BaseModel):
 
     def refuse_misfits(self, augmentation: Augmentation) -> None:
         """Raise UserError where the crops or the colour axes of an augmentation do not fit these pixels."""
+        if self.train_resize is not None and self.train_resize < self.image_size:
+            raise UserError(
+                f"data.train_resize is {self.train_resize}, but images of {self.image_size} pixels are cut from it. "
+                "Make it at least data.image_size."
+            )
         low, high = augmentation.shorter_side
         if augmentation.crop == "shorter-side" and low < self.image_size:
             raise UserError(
