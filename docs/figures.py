@@ -188,7 +188,7 @@ FAMILIES = {
     "wide_resnet": Family(
         "wrn_28_10",
         (
-            Figure("Block with dropout", "wrn_28_10", "stage1.block2", {"dropout": 0.3}),
+            Figure("Block with the option dropout=0.3", "wrn_28_10", "stage1.block2", {"dropout": 0.3}),
             Figure("Block that changes the shape", "wrn_28_10", "stage2.block1"),
             Figure("Block B(1,3,1)", "wrn_40_2_b131", "stage1.block2"),
             Figure("Bottleneck for ImageNet, of twice the inner width", "wide_resnet50_2", "stage1.block2"),

@@ -145,7 +145,7 @@ def test_sizes_of_the_wrong_kind_are_refused(name: str, options: dict[str, objec
     [{"num_classes": 2.5}, {"num_classes": True}, {"num_classes": 0}, {"in_channels": 0}, {"num_classes": -3}],
 )
 def test_sizes_below_one_are_refused(numbers: dict[str, int]) -> None:
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="whole number from 1"):
         catalog.create("resnet18", **numbers)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnext.errors import UserError, did_you_mean
-from resnext.variant import Blueprint, Variant
+from resnext.variant import LARGEST_SIZE, Blueprint, Variant
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,8 +76,9 @@ def create(name: str, *, num_classes: int | None = None, in_channels: int = 3, *
     """
     found = resolve(name)
     classes = found.num_classes if num_classes is None else num_classes
-    if any(type(size) is not int or size < 1 for size in (classes, in_channels)):
-        raise UserError(f"num_classes={classes}, in_channels={in_channels}: both must be whole numbers of at least 1.")
+    for what, size in (("classes", classes), ("channels", in_channels)):
+        if type(size) is not int or not 1 <= size <= LARGEST_SIZE:
+            raise UserError(f"The number of {what} is {size!r}. Give a whole number from 1 to {LARGEST_SIZE:,}.")
     return found.network(_configured(found, options), num_classes=classes, in_channels=in_channels)
 
 

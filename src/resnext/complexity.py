@@ -20,7 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from resnext import catalog
+from resnext.errors import UserError
 from resnext.layers import Network
+
+LARGEST_IMAGE = 65_536  # pixels on a side: beyond, counts of bytes no longer fit a machine's words
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ def describe(
     """
     found = catalog.resolve(name)
     image_size = found.image_size if image_size is None else image_size
+    if type(image_size) is not int or not 1 <= image_size <= LARGEST_IMAGE:
+        raise UserError(f"The image size is {image_size!r}. Give a side from 1 to {LARGEST_IMAGE:,} pixels.")
     with torch.device("meta"):
         network = catalog.create(name, num_classes=num_classes, in_channels=in_channels, **options)
     cost = _count(network, image_size, in_channels)

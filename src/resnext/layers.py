@@ -207,8 +207,10 @@ class Network(nn.Module):
 
     @property
     def normalises(self) -> bool:
-        """Whether batch norm keeps its activations in bounds."""
-        return any(isinstance(module, nn.BatchNorm2d) for module in self.modules())
+        """Whether batch norm keeps all its activations in bounds: there is some, and no hidden linear layer."""
+        modules = [module for _, child in self.sequence() for module in child.modules()]
+        linear = sum(isinstance(module, nn.Linear) for module in modules)
+        return linear <= 1 and any(isinstance(module, nn.BatchNorm2d) for module in modules)
 
     def sequence(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield the children that an image passes, in order, with their names."""

@@ -151,7 +151,7 @@ class Preprocessing:
                 raise UserError(f"Preprocessing: the field {name!r} is missing.")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         if values.pop("mean_image", None) != (None if mean_image is None else _sha256(mean_image)):
-            raise UserError("Preprocessing: the mean image is not the one whose SHA-256 is named.")
+            raise UserError("Preprocessing: the mean image is not the one whose SHA-256 is named. Restore the bundle.")
         return cls(**values, mean_image=mean_image)
 
 

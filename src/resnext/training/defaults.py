@@ -36,7 +36,7 @@ MACS_OF_DEVICE = {"cuda": 20e12, "mps": 1e12}
 SMALL_NETWORKS = ("cifar_resnet20", "cifar_resnet32", "cifar_resnet56", "cifar_resnext29_8x64d")
 PHOTO_NETWORKS = ("resnet18", "resnext50_32x4d")
 PHOTO_SIZES = (64, 96, 128, 160, 224)
-RATE_WITHOUT_NORM = 0.01  # of AlexNet and VGG
+RATE, RATE_WITHOUT_NORM = 0.2, 0.01  # for batches of 128; the second is that of AlexNet and VGG
 PARAMETERS_AN_IMAGE = 1_000  # a network with more than this for each training image mostly learns them by heart
 
 
@@ -97,6 +97,7 @@ def propose(
     small = catalog.resolve(network).image_size <= SMALL_IMAGE
     batch_size = said.get("batch_size") or _batch_size(images, small, device)
     normalised = _blank(network, said).normalises
+    rate = float(f"{(RATE if normalised else RATE_WITHOUT_NORM) * batch_size / 128:.3g}")
     channels = said.get("data", {}).get("channels") or (1 if looks.grey else 3)
     proposal = {
         "network": network,
@@ -110,12 +111,12 @@ def propose(
             **(GREY if channels == 1 else RGB),
         },
         "augmentation": _augmentation(image_size, small),
-        "optimizer": {"learning_rate": float(f"{0.2 * batch_size / 128:.3g}") if normalised else RATE_WITHOUT_NORM},
+        "optimizer": {"learning_rate": rate},
         "schedule": {"name": "one-cycle"},
     }
     reasons = _reasons(images, classes, why, proposal, said)
     if not normalised and "learning_rate" not in said.get("optimizer", {}):
-        reasons.append(f"The learning rate is {RATE_WITHOUT_NORM:g}, since {network} has no batch norm.")
+        reasons.append(f"The learning rate is only {rate:g}, since {network} has hidden layers without batch norm.")
     return proposal, reasons
 
 

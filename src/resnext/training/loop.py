@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -161,6 +162,11 @@ class Loop:
 
     def _finish_epoch(self, scores: Scores, train_seconds: float, validate_seconds: float) -> None:
         position = self.position
+        if not math.isfinite(scores.loss):
+            raise UserError(
+                f"After epoch {position.epoch + 1} what the network puts out is not finite; this epoch is not kept.\n"
+                "Start again with another --out and a lower --learning-rate, or --precision fp32."
+            )
         best = position.best is None or (scores.top1, -scores.loss) > (position.best["top1"], -position.best["loss"])
         event = {
             "event": "epoch",

@@ -46,7 +46,7 @@ class Recipe(BaseModel):
 
     model_config = STRICT
     network: str
-    options: dict[str, str | int | float | bool | tuple[int, ...]] = Field(default_factory=dict)
+    options: dict[str, str | int | float | bool | tuple[int, ...] | tuple[float, ...]] = Field(default_factory=dict)
     epochs: int = Field(ge=1, le=100_000)
     batch_size: int = Field(ge=2, le=65_536)
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -79,6 +79,9 @@ class Recipe(BaseModel):
         """Validate a nested dict; raises UserError that names the wrong key or value, and the nearest key."""
         refuse_unknown_keys(raw, source=source)
         recipe = _validated(raw, source)
+        for name in ("num_classes", "in_channels"):
+            if name in recipe.options:
+                raise UserError(f"{source}: options.{name} follows from the data. Leave it out.")
         recipe.data.preprocessing()
         return recipe
 
@@ -118,6 +121,9 @@ def _validated(raw: dict[str, Any], source: str) -> Recipe:
         first = error.errors()[0]
         if first["type"] == "value_error" and isinstance(first.get("ctx", {}).get("error"), UserError):
             raise UserError(f"{source}: {first['ctx']['error']}") from error
+        if first["loc"][0] == "options" and len(first["loc"]) > 1:
+            option = f"options.{first['loc'][1]}"
+            raise UserError(f"{source}: {option}: give a finite number, a word, true or false, or numbers.") from error
         place = ".".join(str(part) for part in first["loc"])
         given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
         raise UserError(f"{source}: {place}: {first['msg']}{given}. Correct it.") from error

@@ -127,12 +127,13 @@ def _keep_shares(said: dict[str, Any], written: dict[str, Any], nested: dict[str
 
 
 def _complete(manifest: Manifest, said: dict[str, Any], *, from_file: bool) -> tuple[Recipe, list[str]]:
-    """Fill in what the caller left open; what a recipe file leaves out of a section it has is off, not guessed."""
+    """Fill in what the caller left open; what a file leaves out of a section that it has is off."""
     split = manifest.split("train")
     device = choose_device(said.get("machine", {}).get("device", "auto"))
     proposal, reasons = defaults.propose(len(split), len(manifest.classes), defaults.sample(split), device, said)
     if from_file:
         proposal = {key: value for key, value in proposal.items() if key == "data" or key not in said}
+        proposal.pop("label_smoothing", None)
     complete = Recipe.from_dict(recipe.merge(proposal, said))
     import torch
 
