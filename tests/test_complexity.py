@@ -385,7 +385,7 @@ def test_a_pattern_that_nothing_fits_gives_an_empty_list(capfd: pytest.CaptureFi
     assert "nothing*" in err
 
 
-@pytest.mark.parametrize(("flag", "words"), [("--channels", "in_channels=0"), ("--classes", "num_classes=0")])
+@pytest.mark.parametrize(("flag", "words"), [("--channels", "channels is 0"), ("--classes", "classes is 0")])
 def test_sizes_of_nothing_are_refused(flag: str, words: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["describe", "resnet18", flag, "0"]) == 2
     assert words in capfd.readouterr().err

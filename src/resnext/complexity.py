@@ -88,7 +88,7 @@ def describe(
     """
     found = catalog.resolve(name)
     image_size = found.image_size if image_size is None else image_size
-    if type(image_size) is not int or not 1 <= image_size <= LARGEST_IMAGE:
+    if type(image_size) is not int or image_size > LARGEST_IMAGE:
         raise UserError(f"The image size is {image_size!r}. Give a side from 1 to {LARGEST_IMAGE:,} pixels.")
     with torch.device("meta"):
         network = catalog.create(name, num_classes=num_classes, in_channels=in_channels, **options)

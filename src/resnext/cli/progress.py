@@ -105,7 +105,7 @@ class Display:
 
     def _show_epoch(self, event: dict[str, Any]) -> None:
         self.say(
-            f"Epoch {event['epoch'] + 1:3d}  loss {event['train_loss']:.3f}  validation {event['loss']:.3f}, "
+            f"Epoch {event['epoch'] + 1:3d}  loss {event['train_loss']:.3f}  validation {_loss(event['loss'])}, "
             f"top-1 {event['top1']:.4f}{' (best)' if event['best'] else '':7s}  {event['images_a_second']:.0f} img/s"
         )
 
@@ -115,6 +115,10 @@ class Display:
             f"Done in {_duration(event['seconds'])}. Best epoch in fp32 on {event['images']} validation images: "
             f"top-1 {event['top1']:.4f} (95 % interval {low:.4f} to {high:.4f})."
         )
+
+
+def _loss(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.3f}"
 
 
 def _duration(seconds: float) -> str:

@@ -92,6 +92,11 @@ class Loop:
                 self._finish_epoch(scores, trained, time.perf_counter() - started - trained)
                 if requested:
                     raise Interrupted(requested[0])
+        if self.position.best is None:
+            raise UserError(
+                "After every epoch what the network puts out on validation images was not finite; nothing was kept.\n"
+                "Start again with another --out and a lower --learning-rate, more --epochs, or --precision fp32."
+            )
 
     def _train_epoch(self, requested: list[int]) -> None:
         position, saved, self.images_now = self.position, time.monotonic(), 0
@@ -162,12 +167,11 @@ class Loop:
 
     def _finish_epoch(self, scores: Scores, train_seconds: float, validate_seconds: float) -> None:
         position = self.position
-        if not math.isfinite(scores.loss):
-            raise UserError(
-                f"After epoch {position.epoch + 1} what the network puts out is not finite; this epoch is not kept.\n"
-                "Start again with another --out and a lower --learning-rate, or --precision fp32."
-            )
-        best = position.best is None or (scores.top1, -scores.loss) > (position.best["top1"], -position.best["loss"])
+        # Running statistics of a few steps may let a deep network overflow: such an epoch is never the best one.
+        finite = math.isfinite(scores.loss)
+        best = finite and (
+            position.best is None or (scores.top1, -scores.loss) > (position.best["top1"], -position.best["loss"])
+        )
         event = {
             "event": "epoch",
             "epoch": position.epoch,
@@ -175,7 +179,7 @@ class Loop:
             "train_loss": position.loss_sum / max(1, position.images),
             "images": position.images,
             "top1": scores.top1,
-            "loss": scores.loss,
+            "loss": scores.loss if finite else None,
             "best": best,
             "images_a_second": round(self.images_now / train_seconds, 1),  # of this process, should it have resumed
             "train_seconds": round(train_seconds, 3),
