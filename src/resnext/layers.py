@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,20 +13,30 @@ from torch import Tensor, nn
 from resnext.errors import UserError
 
 
-class Conv2d(nn.Conv2d):
+class Drawn:
+    """A convolution or linear layer whose weights start from `draw`, and whose biases start from zero."""
+
+    draw: ClassVar[Callable[..., Tensor]]
+    weight: Any
+    bias: Any
+
+    def reset_parameters(self) -> None:
+        """Draw the weights; called once, by the constructor."""
+        if self.weight.is_meta:
+            return  # nothing to draw, and trying to makes torch import its compiler, which takes a second
+        type(self).draw(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Conv2d(Drawn, nn.Conv2d):
     """`nn.Conv2d` that starts from He's normal distribution and zero biases.
 
     The standard deviation is sqrt(2 / (k·k·out_channels)), the fan-out form of the authors' Torch code, for
     grouped convolutions too (arXiv:1502.01852 section 2.2).
     """
 
-    def reset_parameters(self) -> None:
-        """Draw the weights; called once, by the constructor."""
-        if self.weight.is_meta:
-            return  # nothing to draw, and trying to makes torch import its compiler, which takes a second
-        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+    draw = staticmethod(partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"))
 
 
 class ConvNorm(nn.Sequential):
@@ -148,7 +160,16 @@ class GlobalAveragePool(nn.Module):
         return images.sum((2, 3)) / (images.shape[2] * images.shape[3])
 
 
-class PooledHead(nn.Sequential):
+class GlobalHead(nn.Sequential):
+    """A head that pools globally, and so fits maps of any size."""
+
+    def dense(self, images: Tensor) -> Tensor:
+        """Return the mean of the logits of all places: a linear classifier of the mean."""
+        logits: Tensor = self(images)
+        return logits
+
+
+class PooledHead(GlobalHead):
     """Global average pooling, dropout, a linear classifier: N×C×H×W → logits N×K.
 
     `dropout` is the probability that a number is set to zero in training. Children: `pool`, `dropout` (where it is
@@ -163,10 +184,8 @@ class PooledHead(nn.Sequential):
         self.fc = nn.Linear(channels, num_classes)
         nn.init.zeros_(self.fc.bias)
 
-    def dense(self, images: Tensor) -> Tensor:
-        """Return the mean of the logits of all places: a linear classifier of the mean."""
-        logits: Tensor = self(images)
-        return logits
+
+StageOf = Callable[[int], tuple[Callable[..., nn.Module], int]]
 
 
 class Stage(nn.Sequential):
@@ -204,6 +223,20 @@ class Network(nn.Module):
     def smallest(self) -> int:
         """The side of the smallest legal image, in pixels."""
         return self.stride
+
+    def add_stages(self, depths: Sequence[int], channels: int, stage_of: StageOf) -> int:
+        """Add `stage1` … behind `channels` channels, of so many blocks each; return the channels of the last one.
+
+        `stage_of(index)` gives what makes the blocks, and the channels that they put out. Every stage but the first
+        halves H and W, and doubles `stride`.
+        """
+        for index, depth in enumerate(depths):
+            block, out_channels = stage_of(index)
+            stride = 1 if index == 0 else 2
+            self.add_module(f"stage{index + 1}", Stage(block, channels, out_channels, depth=depth, stride=stride))
+            self.stride *= stride
+            channels = out_channels
+        return channels
 
     @property
     def normalises(self) -> bool:

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnext.errors import UserError
-from resnext.layers import LocalResponseNorm, Network, PublishedSize
+from resnext.layers import Drawn, LocalResponseNorm, Network, PublishedSize
 from resnext.variant import Blueprint, Variant, check_choice, check_dropout, check_series, check_sizes
 
 DropoutAt = Literal["output", "input"]
@@ -66,27 +67,18 @@ class AlexNetConfig:
             raise UserError(f"channels={self.channels!r} do not divide by groups={self.groups}. Take multiples of it.")
 
 
-class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` that starts as the paper's: weights from N(0, 0.01²), biases 0 (section 5)."""
+class Normal(Drawn):
+    """A layer that starts as the paper's: weights from N(0, 0.01²), biases 0 (section 5)."""
 
-    def reset_parameters(self) -> None:
-        """Draw the weights; called once, by the constructor."""
-        _draw(self)
+    draw = staticmethod(partial(nn.init.normal_, std=0.01))
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` that starts as the paper's: weights from N(0, 0.01²), biases 0 (section 5)."""
-
-    def reset_parameters(self) -> None:
-        """Draw the weights; called once, by the constructor."""
-        _draw(self)
+class Conv2d(Normal, nn.Conv2d):
+    """`nn.Conv2d` that starts as the paper's."""
 
 
-def _draw(layer: nn.Conv2d | nn.Linear) -> None:
-    assert layer.bias is not None
-    if not layer.weight.is_meta:  # as in layers.Conv2d
-        nn.init.normal_(layer.weight, std=0.01)
-        nn.init.zeros_(layer.bias)
+class Linear(Normal, nn.Linear):
+    """`nn.Linear` that starts as the paper's."""
 
 
 class FullyConnectedHead(nn.Sequential):

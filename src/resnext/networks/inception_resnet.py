@@ -29,7 +29,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from resnext.errors import UserError
-from resnext.layers import Branches, Conv2d, Network, PooledHead
+from resnext.layers import Branches, Conv2d, GlobalHead, Network, PooledHead
 from resnext.networks import inception_v3, inception_v4
 from resnext.networks.inception_v3 import (
     SMALLEST,
@@ -170,18 +170,13 @@ class InceptionResidual(ResidualBlock):
         return f"scale={self.scale}, relu={self.relu}"
 
 
-class ExpandedHead(nn.Sequential):
+class ExpandedHead(GlobalHead):
     """A 1×1 convolution to `features` channels, then `PooledHead`: N×channels×H×W → logits N×num_classes."""
 
     def __init__(self, channels: int, features: int, num_classes: int, *, dropout: float) -> None:
         super().__init__()
         self.expand = Conv(channels, features, 1)
         self.pooled = PooledHead(features, num_classes, dropout=dropout)
-
-    def dense(self, images: Tensor) -> Tensor:
-        """Return the mean of the logits of all places: a linear classifier of the mean."""
-        logits: Tensor = self(images)
-        return logits
 
 
 class InceptionResNet(Network):

@@ -26,7 +26,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from resnext.errors import UserError
-from resnext.layers import Conv2d, GlobalAveragePool, Network, Stage, ZeroPadShortcut
+from resnext.layers import Conv2d, GlobalAveragePool, GlobalHead, Network, ZeroPadShortcut
 from resnext.networks.resnet import (
     BLOCKS,
     BOTTLENECK_STAGES,
@@ -176,22 +176,19 @@ class PreactBottleneck(PreactBlock):
         return branch
 
 
-class PreactHead(NormRelu):
+class PreactHead(GlobalHead):
     """Batch norm, ReLU, global average pooling, a linear classifier: N×C×H×W → logits N×K.
 
     Children: `norm`, `relu`, `pool`, `fc`.
     """
 
     def __init__(self, channels: int, num_classes: int) -> None:
-        super().__init__(channels)
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
         self.pool = GlobalAveragePool()
         self.fc = nn.Linear(channels, num_classes)
         nn.init.zeros_(self.fc.bias)
-
-    def dense(self, images: Tensor) -> Tensor:
-        """Return the mean of the logits of all places: a linear classifier of the mean."""
-        logits: Tensor = self(images)
-        return logits
 
 
 class PreactResNet(Network):
@@ -204,16 +201,8 @@ class PreactResNet(Network):
         super().__init__()
         self.stem = stem_layers(config.stem, in_channels, config.width)
         self.stride = STEM_STRIDES[config.stem]
-        channels = config.width
-        for index, depth in enumerate(config.blocks):
-            block, out_channels = _block(config, width=config.width * 2**index)
-            stride = 1 if index == 0 else 2
-            stage = Stage(block, channels, out_channels, depth=depth, stride=stride)
-            if index == 0:
-                stage.block1.activation = nn.Identity()  # the stem has done it
-            self.add_module(f"stage{index + 1}", stage)
-            self.stride *= stride
-            channels = out_channels
+        channels = self.add_stages(config.blocks, config.width, lambda index: _block(config, config.width * 2**index))
+        self.get_submodule("stage1.block1").activation = nn.Identity()  # the stem has done it
         self.head = PreactHead(channels, num_classes)
         set_survivals(self, config)
 

@@ -26,7 +26,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from resnext.errors import UserError
-from resnext.layers import ConvNorm, Network, PooledHead, Stage, ZeroPadShortcut
+from resnext.layers import ConvNorm, Network, PooledHead, ZeroPadShortcut
 from resnext.residual import ResidualBlock, StochasticDepth, set_survivals
 from resnext.variant import Blueprint, Variant, check_choice, check_series, check_sizes
 
@@ -160,14 +160,7 @@ class ResNet(Network):
         super().__init__()
         self.stem = stem_layers(config.stem, in_channels, config.width)
         self.stride = STEM_STRIDES[config.stem]
-        channels = config.width
-        for index, depth in enumerate(config.blocks):
-            block, out_channels = _block(config, width=config.width * 2**index)
-            stride = 1 if index == 0 else 2
-            stage = Stage(block, channels, out_channels, depth=depth, stride=stride)
-            self.add_module(f"stage{index + 1}", stage)
-            self.stride *= stride
-            channels = out_channels
+        channels = self.add_stages(config.blocks, config.width, lambda index: _block(config, config.width * 2**index))
         self.head = PooledHead(channels, num_classes)
         set_survivals(self, config)
 

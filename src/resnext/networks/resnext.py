@@ -20,7 +20,7 @@ from functools import partial
 from torch import Tensor
 
 from resnext.errors import UserError
-from resnext.layers import ConvNorm, Network, PooledHead, Stage
+from resnext.layers import ConvNorm, Network, PooledHead
 from resnext.networks.resnet import (
     BLOCKS,
     BOTTLENECK_STAGES,
@@ -99,15 +99,11 @@ class ResNeXt(Network):
         super().__init__()
         self.stem = stem_layers(config.stem, in_channels, 64)
         self.stride = STEM_STRIDES[config.stem]
-        channels = 64
-        for index, depth in enumerate(config.blocks):
-            width, out_channels = config.cardinality * config.base_width * 2**index, 256 * 2**index
-            block = partial(AggregatedBottleneck, width=width, cardinality=config.cardinality, shortcut=config.shortcut)
-            stride = 1 if index == 0 else 2
-            stage = Stage(block, channels, out_channels, depth=depth, stride=stride)
-            self.add_module(f"stage{index + 1}", stage)
-            self.stride *= stride
-            channels = out_channels
+        block = partial(AggregatedBottleneck, cardinality=config.cardinality, shortcut=config.shortcut)
+        width = config.cardinality * config.base_width
+        channels = self.add_stages(
+            config.blocks, 64, lambda index: (partial(block, width=width * 2**index), 256 * 2**index)
+        )
         self.head = PooledHead(channels, num_classes)
         set_survivals(self, config)
 

@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnext.layers import Conv2d, Network, PooledHead, Stage
+from resnext.layers import Conv2d, Network, PooledHead
 from resnext.networks import resnet
 from resnext.networks.resnet import BOTTLENECK_STAGES, CIFAR_STAGES, ResNet, ResNetConfig, check_depth
 from resnext.residual import ResidualBlock, StochasticDepth, set_survivals
@@ -55,13 +56,7 @@ class FanInConv2d(Conv2d):
     The standard deviation is sqrt(2 / (k·k·in_channels)) (arXiv:1502.01852 equation 10).
     """
 
-    def reset_parameters(self) -> None:
-        """Draw the weights; called once, by the constructor."""
-        if self.weight.is_meta:
-            return
-        nn.init.kaiming_normal_(self.weight, mode="fan_in", nonlinearity="relu")
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+    draw = staticmethod(partial(nn.init.kaiming_normal_, mode="fan_in", nonlinearity="relu"))
 
 
 class AuthorsConvNorm(nn.Sequential):
@@ -125,13 +120,8 @@ class AuthorsResNet(Network):
     def __init__(self, config: AuthorsResNetConfig, *, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
         self.stem = AuthorsConvNorm(in_channels, config.width)
-        self.stride = 2 ** (len(config.blocks) - 1)
-        channels = config.width
-        for index, depth in enumerate(config.blocks):
-            out_channels = config.width * 2**index
-            stage = Stage(AuthorsBlock, channels, out_channels, depth=depth, stride=1 if index == 0 else 2)
-            self.add_module(f"stage{index + 1}", stage)
-            channels = out_channels
+        self.stride = 1
+        channels = self.add_stages(config.blocks, config.width, lambda index: (AuthorsBlock, config.width * 2**index))
         self.head = PooledHead(channels, num_classes)
         set_survivals(self, config)
 

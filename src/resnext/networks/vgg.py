@@ -22,7 +22,7 @@ from typing import Literal
 
 from torch import nn
 
-from resnext.layers import LocalResponseNorm, Network
+from resnext.layers import Drawn, LocalResponseNorm, Network
 from resnext.networks.alexnet import FullyConnectedHead
 from resnext.variant import Blueprint, Variant, check_choice, check_dropout, check_sizes
 
@@ -62,27 +62,18 @@ class VGGConfig:
         check_dropout(self.dropout)
 
 
-class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` that starts from Glorot's uniform distribution and zero biases."""
+class Glorot(Drawn):
+    """A layer that starts from Glorot's uniform distribution and zero biases."""
 
-    def reset_parameters(self) -> None:
-        """Draw the weights; called once, by the constructor."""
-        _draw(self)
+    draw = staticmethod(nn.init.xavier_uniform_)
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` that starts from Glorot's uniform distribution and zero biases."""
-
-    def reset_parameters(self) -> None:
-        """Draw the weights; called once, by the constructor."""
-        _draw(self)
+class Conv2d(Glorot, nn.Conv2d):
+    """`nn.Conv2d` that starts from Glorot's uniform distribution."""
 
 
-def _draw(layer: nn.Conv2d | nn.Linear) -> None:
-    assert layer.bias is not None
-    if not layer.weight.is_meta:  # as in layers.Conv2d
-        nn.init.xavier_uniform_(layer.weight)
-        nn.init.zeros_(layer.bias)
+class Linear(Glorot, nn.Linear):
+    """`nn.Linear` that starts from Glorot's uniform distribution."""
 
 
 class ConvolutionStage(nn.Sequential):

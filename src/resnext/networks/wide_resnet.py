@@ -31,7 +31,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from resnext.errors import UserError
-from resnext.layers import Network, PooledHead, Stage
+from resnext.layers import Network, PooledHead
 from resnext.networks.preact_resnet import NormRelu, PreactBlock, PreactHead
 from resnext.networks.resnet import (
     BLOCKS,
@@ -112,14 +112,9 @@ class WideResNet(Network):
     def __init__(self, config: WideResNetConfig, *, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
         self.stem = _convolution(in_channels, 16, 3)
-        self.stride = 2 ** (len(config.blocks) - 1)
+        self.stride = 1
         block = partial(WideBlock, kernels=config.kernels, dropout=config.dropout)
-        channels = 16
-        for index, depth in enumerate(config.blocks):
-            out_channels = 16 * config.widening * 2**index
-            stage = Stage(block, channels, out_channels, depth=depth, stride=1 if index == 0 else 2)
-            self.add_module(f"stage{index + 1}", stage)
-            channels = out_channels
+        channels = self.add_stages(config.blocks, 16, lambda index: (block, 16 * config.widening * 2**index))
         self.head = PreactHead(channels, num_classes)
         set_survivals(self, config)
 
@@ -154,17 +149,15 @@ class WideImageNet(Network):
     def __init__(self, config: WideImageNetConfig, *, num_classes: int = 1000, in_channels: int = 3) -> None:
         super().__init__()
         self.stem = stem_layers("imagenet", in_channels, 64)
-        self.stride = STEM_STRIDES["imagenet"] * 2 ** (len(config.blocks) - 1)
-        channels = 64
-        for index, depth in enumerate(config.blocks):
-            width = round(64 * config.widening) * 2**index
-            block: Callable[..., nn.Module] = BasicBlock
-            out_channels = width
-            if config.block == "bottleneck":
-                block, out_channels = partial(Bottleneck, width=width), 256 * 2**index
-            stage = Stage(block, channels, out_channels, depth=depth, stride=1 if index == 0 else 2)
-            self.add_module(f"stage{index + 1}", stage)
-            channels = out_channels
+        self.stride = STEM_STRIDES["imagenet"]
+        width = round(64 * config.widening)
+
+        def stage_of(index: int) -> tuple[Callable[..., nn.Module], int]:
+            if config.block == "basic":
+                return BasicBlock, width * 2**index
+            return partial(Bottleneck, width=width * 2**index), 256 * 2**index
+
+        channels = self.add_stages(config.blocks, 64, stage_of)
         self.head = PooledHead(channels, num_classes)
         set_survivals(self, config)
 
