@@ -12,7 +12,18 @@ import pytest
 CIFAR10 = "RESNEXT_CIFAR10"
 
 # Seconds that the tests of a folder may take on two cores; told at the end, not asserted. In all: 20 minutes.
-BUDGETS = {"cli": 150, "data": 120, "evaluation": 60, "inference": 60, "networks": 180, "training": 270, ".": 360}
+BUDGETS = {
+    "benchmarking": 60,
+    "cli": 150,
+    "data": 100,
+    "equivalence": 120,
+    "evaluation": 20,
+    "inference": 150,
+    "kernels": 40,
+    "networks": 140,
+    "training": 240,
+    ".": 180,
+}
 
 
 @pytest.fixture(autouse=True)

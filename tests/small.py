@@ -48,6 +48,7 @@ SMALL: dict[str, list[tuple[str, dict[str, object]]]] = {
     "resnext": [
         ("cifar_resnext11_4x4d", {}),
         ("cifar_resnext11_4x4d", {"shortcut": "A"}),
+        ("cifar_resnext11_4x4d", {"form": "a"}),
         ("resnext50_32x4d", {"blocks": (1, 1), "cardinality": 2}),
     ],
 }

@@ -123,6 +123,8 @@ from resnext.bundle import Bundle
 from resnext.data.images import read_image
 from resnext.data.preprocessing import Preprocessing
 from resnext.engine import rank
+from resnext.inference import classifier, evaluation, files
+from resnext.inference.engines import openvino, stored
 
 file = io.BytesIO()
 Image.new("RGB", (40, 30), "red").save(file, "PNG")

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from resnext import equivalence as equivalence
     from resnext.bundle import Bundle as Bundle
     from resnext.catalog import create as create
     from resnext.catalog import names as list_networks
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_PLACES = {
+_PLACES: dict[str, tuple[str, str | None]] = {
     "Bundle": ("resnext.bundle", "Bundle"),
     "Classifier": ("resnext.inference.classifier", "Classifier"),
     "ImageError": ("resnext.errors", "ImageError"),
@@ -31,6 +32,7 @@ _PLACES = {
     "UserError": ("resnext.errors", "UserError"),
     "create": ("resnext.catalog", "create"),
     "describe": ("resnext.complexity", "describe"),
+    "equivalence": ("resnext.equivalence", None),
     "evaluate": ("resnext.inference.evaluation", "evaluate"),
     "list_networks": ("resnext.catalog", "names"),
     "load": ("resnext.inference.files", "load"),
@@ -45,6 +47,7 @@ __all__ = [
     "UserError",
     "create",
     "describe",
+    "equivalence",
     "evaluate",
     "list_networks",
     "load",
@@ -55,8 +58,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'resnext' has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    value = getattr(importlib.import_module(module), attribute)
+    place, attribute = _PLACES[name]
+    module = importlib.import_module(place)
+    value = module if attribute is None else getattr(module, attribute)
     globals()[name] = value
     return value
 

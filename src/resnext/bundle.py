@@ -3,7 +3,8 @@
 `bundle.json` names the network, its classes in order, the preprocessing, recipe, results, software, machine and
 the SHA-256 of every other file; `model.safetensors` holds the weights; `golden.safetensors` a few validation
 images with their logits, so that another machine can check itself; `mean_image.safetensors` the mean image where
-the preprocessing has one; `README.md` is the model card.
+the preprocessing has one; `README.md` is the model card. `engines/` is what `resnext optimize` made of it, and has a
+manifest of its own, `engine.json`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ WEIGHTS = "model.safetensors"
 GOLDEN = "golden.safetensors"
 MEAN_IMAGE = "mean_image.safetensors"
 CARD = "README.md"
+ENGINES = "engines"
+ENGINE = "engine.json"
 
 
 @dataclass(frozen=True)
@@ -126,17 +129,34 @@ class Bundle:
 
     def verify(self) -> list[str]:
         """Hash every file and return one line for each that is missing, damaged or not listed."""
-        problems = []
-        for name, expected in self.files.items():
-            file = self.path / name
-            if not file.is_file():
-                problems.append(f"{name}: missing")
-            elif durable.sha256(file) != expected:
-                problems.append(f"{name}: does not match its hash")
-        known = {DESCRIPTION, *self.files}
-        present = {file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file()}
-        problems += [f"{name}: not listed in {DESCRIPTION}" for name in sorted(present - known)]
+        engines = self.path / ENGINES
+        problems = _differences(self.path, DESCRIPTION, self.files)
+        if engines.is_dir():
+            problems += [f"{ENGINES}/{problem}" for problem in _differences(engines, ENGINE, _engine_files(engines))]
         return problems
+
+
+def _engine_files(engines: Path) -> dict[str, str]:
+    """Return the files that engine.json lists with their hashes; where it is damaged it is listed itself, unhashed."""
+    try:
+        return dict(json.loads((engines / ENGINE).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {ENGINE: "damaged"}
+
+
+def _differences(place: Path, manifest: str, files: dict[str, str]) -> list[str]:
+    """Return one line for each file that is not as `manifest` lists it; engines/ and what a crash left of it aside."""
+    problems = []
+    for name, expected in files.items():
+        file = place / name
+        if not file.is_file():
+            problems.append(f"{name}: missing")
+        elif durable.sha256(file) != expected:
+            problems.append(f"{name}: does not match its hash")
+    present = {file.relative_to(place) for file in place.rglob("*") if file.is_file()}
+    others = {ENGINES, f"{ENGINES}.new", f"{ENGINES}.old"}
+    unlisted = {file.as_posix() for file in present if file.parts[0] not in others} - {manifest, *files}
+    return problems + [f"{name}: not listed in {manifest}" for name in sorted(unlisted)]
 
 
 def _preprocessing(place: Path, raw: dict[str, Any]) -> Preprocessing:

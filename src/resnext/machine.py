@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 
-RECORDED_PACKAGES = ("resnext", "torch", "torchvision", "numpy", "pillow")
+RECORDED_PACKAGES = ("resnext", "torch", "torchvision", "numpy", "pillow", "openvino")
 
 
 def cores() -> int:
@@ -54,6 +54,13 @@ def has_fast_bfloat16() -> bool:
     return bool({"amx_bf16", "avx512_bf16", "bf16"} & processor_flags())
 
 
+def fingerprint() -> dict[str, object]:
+    """Return what timings are true for: processor, cores, and a hash of the processor's flags (or of its name)."""
+    flags = sorted(processor_flags()) or [platform.machine(), processor()]
+    digest = hashlib.sha256(" ".join(flags).encode()).hexdigest()
+    return {"processor": processor(), "cores": cores(), "flags_sha256": digest}
+
+
 def description() -> dict[str, object]:
     """Return the machine as it is recorded beside results: processor, cores, memory in GiB, system."""
     return {
@@ -66,6 +73,8 @@ def description() -> dict[str, object]:
 
 def software() -> dict[str, str]:
     """Return the versions that results depend on: Python and the packages that are installed."""
+    from importlib import metadata  # here, as it takes longer to import than the rest of the module does to run
+
     versions = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         try:

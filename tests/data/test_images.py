@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from resnext.data import images
-from resnext.data.images import IMAGE_SUFFIXES, is_image_name, missing_reader, read_image
+from resnext.data.images import IMAGE_SUFFIXES, as_picture, is_image_name, missing_reader, read_image
 from resnext.errors import ImageError, UserError
 
 Pixels = npt.NDArray[Any]
@@ -134,6 +134,18 @@ def test_what_a_file_is_its_content_says_not_its_name(tmp_path: Path) -> None:
     path = tmp_path / "really_a_png.jpg"
     path.write_bytes(encode(scene(), "PNG"))
     np.testing.assert_array_equal(np.asarray(read_image(path)), scene())
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_picture_that_was_handed_over_shares_nothing_with_the_one_that_is_returned(mode: str) -> None:
+    given = Image.fromarray(scene()).convert(mode)
+    given.info["comment"] = "mine"
+    before = given.copy()
+    picture = as_picture(given, channels=len(mode))
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(before))
+    picture.paste(0, (0, 0, 9, 9))
+    np.testing.assert_array_equal(np.asarray(given), np.asarray(before))
+    assert given.info == {"comment": "mine"}
 
 
 # Modes
@@ -291,6 +303,78 @@ def test_exif_orientation_of_a_sixteen_bit_image(orientation: int) -> None:
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_impossible_orientation_is_none(orientation: int) -> None:
     np.testing.assert_array_equal(read(encode(scene(), "PNG", exif=exif(orientation))), scene())
+
+
+# Large photos at a part of their size
+
+
+@pytest.mark.parametrize(
+    ("size", "enough", "expected"),
+    [
+        ((640, 480), 60, (80, 60)),
+        ((640, 480), 61, (160, 120)),
+        ((480, 640), 121, (240, 320)),
+        ((640, 480), 241, (640, 480)),
+        ((640, 480), 480, (640, 480)),
+        ((640, 480), 9999, (640, 480)),
+        ((644, 480), 1, (161, 120)),  # 8 does not divide 644
+        ((642, 480), 1, (321, 240)),
+        ((641, 480), 1, (641, 480)),
+        ((640, 479), 1, (640, 479)),
+        ((8, 8), 1, (1, 1)),
+    ],
+)
+def test_the_largest_scale_that_keeps_enough_and_the_aspect(
+    size: tuple[int, int], enough: int, expected: tuple[int, int]
+) -> None:
+    data = encode(Image.new("RGB", size, (200, 100, 50)), "JPEG")
+    picture = read_image(data, enough=enough)
+    assert picture.size == expected
+    assert np.abs(np.asarray(picture).astype(int) - (200, 100, 50)).max() <= 2
+    assert read_image(data).size == size
+    turned = encode(Image.new("RGB", size), "JPEG", exif=exif(6))
+    assert read_image(turned, enough=enough).size == expected[::-1]
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
+@pytest.mark.parametrize("part", [2, 4, 8])
+def test_a_part_of_the_size_is_the_mean_of_as_many_pixels(part: int, options: dict[str, Any]) -> None:
+    y, x = np.mgrid[:96, :160]
+    grey = (128 + 60 * np.sin(x / 9) + 50 * np.cos(y / 7)).astype(np.uint8)
+    means = grey.reshape(96 // part, part, 160 // part, part).mean(axis=(1, 3))
+    data = encode(grey, "JPEG", quality=98, **options)
+    assert np.abs(np.asarray(read_image(data, channels=1, enough=96 // part)) - means).max() < 3
+    upside_down = encode(grey, "JPEG", quality=98, exif=exif(3), **options)
+    picture = np.asarray(read_image(upside_down, channels=1, enough=96 // part))
+    assert np.abs(picture - means[::-1, ::-1]).max() < 3
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"])
+def test_other_formats_come_whole(form: str) -> None:
+    data = encode(smooth(), form)
+    np.testing.assert_array_equal(np.asarray(read_image(data, enough=6)), read(data))
+
+
+def test_a_scaled_photo_of_inks_is_read_too() -> None:
+    data = encode(Image.new("CMYK", (64, 48), (255, 0, 0, 0)), "JPEG", quality=98)
+    picture = read_image(data, enough=12)
+    assert picture.size == (16, 12)
+    assert np.abs(np.asarray(picture).astype(int) - (0, 255, 255)).max() <= 2
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.98])
+def test_a_large_file_that_is_truncated_is_refused_at_every_scale(options: dict[str, Any], share: float) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (512, 640, 3), np.uint8)
+    data = encode(noise, "JPEG", **options)
+    part = data[: int(share * len(data))]
+    assert {reason(part, enough=enough) for enough in (None, 256, 128, 64)} == {reason(part)}
+    assert "truncated" in reason(part)
+
+
+def test_the_limit_of_pixels_is_that_of_the_whole_image() -> None:
+    data = encode(Image.new("RGB", (640, 480)), "JPEG")
+    assert "307,199" in reason(data, enough=60, pixel_limit=640 * 480 - 1)
 
 
 # Bad files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from resnext.data import order
 from resnext.data.augmentation import Augmentation, augment
 from resnext.data.cache import open_cache
 from resnext.data.images import read_image
-from resnext.data.loader import Batch, Files, Loader, Pixels, Source
+from resnext.data.loader import PIECE, Batch, Files, Loader, Pixels, Source
 from resnext.data.manifest import Split
 from resnext.data.parallel import in_order
 from resnext.data.preprocessing import Preprocessing
@@ -155,6 +158,108 @@ def test_sequential_is_the_straight_line_in_the_splits_order(rows: Split) -> Non
     assert [len(batch.labels) for batch in batches] == [11, 11, 12, 1]
     expected = [PREPROCESSING.pixels(read_image(rows.path(i))) for i in readable]
     assert np.array_equal(np.concatenate([batch.pixels for batch in batches]), np.stack(expected))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, PIECE, PIECE + 1, 2 * PIECE, 36, 37, 100])
+@pytest.mark.parametrize("workers", [0, 3])
+def test_pieces_of_work_make_whole_batches(rows: Split, batch_size: int, workers: int) -> None:
+    loader = Loader(cached(rows), rows, PREPROCESSING, batch_size=batch_size, workers=workers)
+    starts = range(0, 37, batch_size)
+    planned = [[i for i in range(start, min(start + batch_size, 37)) if i not in (5, 20)] for start in starts]
+    batches = list(loader.sequential())
+    assert [batch.indices.tolist() for batch in batches] == [some for some in planned if some]
+    assert [batch.step for batch in batches] == [step for step, some in enumerate(planned) if some]
+    assert set(loader.unreadable) == {5, 20}
+    for batch in batches:
+        assert batch.labels.tolist() == [i % 3 for i in batch.indices.tolist()]
+        expected = [PREPROCESSING.pixels(read_image(rows.path(i))) for i in batch.indices.tolist()]
+        assert np.array_equal(batch.pixels, np.stack(expected))
+        assert batch.pixels.flags.writeable
+        assert batch.pixels.flags.c_contiguous
+
+
+class Meeting(Counting):
+    """A source whose readers of the first two pieces wait for each other."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self.barrier = threading.Barrier(2, timeout=20)
+
+    def read_many(self, indices: npt.NDArray[np.int64]) -> tuple[Pixels, dict[int, str]]:
+        if indices[0] < 2 * PIECE:
+            self.barrier.wait()
+        return super().read_many(indices)
+
+
+def test_threads_share_the_work_on_one_batch(rows: Split) -> None:
+    source = Meeting(Files(rows, PREPROCESSING))
+    loader = Loader(source, rows, PREPROCESSING, batch_size=4 * PIECE, workers=2, prefetch=1)
+    assert len(next(loader.sequential()).labels) == 4 * PIECE - 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sequential_reads_no_further_ahead_than_the_prefetched_batches(rows: Split, workers: int) -> None:
+    source = Counting(Files(rows, PREPROCESSING))
+    loader = Loader(source, rows, PREPROCESSING, batch_size=9, workers=workers, prefetch=1)
+    for batch in loader.sequential():
+        for thread in threading.enumerate():
+            if thread.name.startswith("resnext-data"):
+                thread.join(0.02)  # lets it run ahead as far as it may
+        assert len(source.asked) <= 9 * (batch.step + 1) + (2 * PIECE if workers else 0)
+
+
+def large_photo(path: Path, size: tuple[int, int]) -> None:
+    """Write a JPEG file of a real photo, enlarged, with the noise of a camera."""
+    photo = Image.fromarray(load_sample_images().images[0]).resize(size, Image.Resampling.LANCZOS)
+    noise = np.random.default_rng(0).normal(0, 4, (size[1], size[0], 1))
+    Image.fromarray(np.clip(np.asarray(photo) + noise, 0, 255).astype(np.uint8)).save(path, quality=92)
+
+
+def real_photo(path: Path, size: tuple[int, int]) -> None:
+    """Write a JPEG file of a real photo, cut to `size`, as sharp as it is."""
+    Image.fromarray(load_sample_images().images[1]).crop((0, 0, *size)).save(path, quality=92)
+
+
+@pytest.mark.parametrize(
+    ("write", "size", "resize", "mean", "high"),
+    [
+        (large_photo, (1600, 1200), 256, 0.7, 4),  # by 2
+        (large_photo, (4032, 3024), 256, 0.7, 4),  # by 4
+        (large_photo, (4096, 3072), 192, 1.2, 6),  # by 8
+        (real_photo, (640, 424), 106, 2.0, 16),  # 2: nothing is left over, the hardest
+        (real_photo, (640, 424), 53, 2.0, 16),  # 4
+        (real_photo, (640, 424), 26, 3.5, 30),  # 8: the smallest networks would see it most
+        (real_photo, (640, 424), 70, 2.0, 16),  # 2, and much is left over
+    ],
+)
+def test_scaled_decoding_stays_near_and_keeps_shapes(
+    tmp_path: Path,
+    write: Callable[[Path, tuple[int, int]], None],
+    size: tuple[int, int],
+    resize: int,
+    mean: float,
+    high: int,
+) -> None:
+    write(tmp_path / "photo.jpg", size)
+    nothing = np.zeros(1, np.int64)
+    split = Split(tmp_path, ("a",), pa.array(["photo.jpg"]), np.zeros(1, np.int32), nothing, nothing)
+    preprocessing = Preprocessing(resize, resize)
+    whole, scaled = (Files(split, preprocessing, scaled=scaled).read(0).astype(int) for scaled in (False, True))
+    assert read_image(split.path(0), enough=preprocessing.enough).size != size
+    assert np.array_equal(whole, preprocessing.resized(read_image(split.path(0))))
+    assert np.array_equal(whole, Files(split, preprocessing).read(0))
+    assert scaled.shape == whole.shape
+    difference = np.abs(scaled - whole)
+    assert 0 < difference.mean() < mean
+    assert np.percentile(difference, 99) < high
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 80), st.integers(1, 80), st.sampled_from([2, 4, 8]), st.integers(1, 40))
+def test_an_exact_part_of_an_image_is_resized_to_the_same_shape(wide: int, high: int, part: int, resize: int) -> None:
+    preprocessing = Preprocessing(1, resize, 1, (0.5,), (0.5,))
+    shapes = {preprocessing.resized(Image.new("L", (wide * k, high * k))).shape for k in (1, part)}
+    assert len(shapes) == 1
 
 
 def test_unreadable_images_are_noted_once_with_the_first_reason(rows: Split) -> None:

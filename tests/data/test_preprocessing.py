@@ -122,6 +122,9 @@ def test_the_crop_is_the_centre() -> None:
     square = noise(20, 32)
     theirs = v2.functional.center_crop(torch.from_numpy(square).permute(2, 0, 1), [12, 12])
     np.testing.assert_array_equal(Preprocessing(12, 20).crop(square), theirs.permute(1, 2, 0))
+    batch = np.stack([square, square[::-1]])
+    cropped = Preprocessing(12, 20).crop(batch)
+    np.testing.assert_array_equal(cropped, np.stack([Preprocessing(12, 20).crop(one) for one in batch]))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -11,7 +11,7 @@ from torch import nn
 from resnext import catalog
 from resnext.complexity import count
 from resnext.errors import UserError
-from resnext.networks.resnext import AggregatedBottleneck, ResNeXt, ResNeXtConfig, parse
+from resnext.networks.resnext import FORMS, AggregatedBottleneck, ResNeXt, ResNeXtConfig, parse
 
 
 def parameters(module: nn.Module, *, norms: bool = True) -> int:
@@ -51,6 +51,41 @@ def test_paths_do_not_see_each_other() -> None:
     assert inner.grad is not None
     reached = inner.grad.abs().sum((0, 2, 3)) > 0
     assert reached.tolist() == [False, False, True, True, False, False]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("cardinality", "base_width", "weights", "with_norms"), SETTINGS)
+def test_every_form_has_the_parameters_of_equation_4(
+    form: str, cardinality: int, base_width: int, weights: int, with_norms: int
+) -> None:
+    """Table 2's, batch norm included: form (a) has none at the end of each path."""
+    with torch.device("meta"):
+        block = catalog.create(f"resnext50_{cardinality}x{base_width}d", form=form).stage1.block2
+    assert isinstance(block, FORMS[form])  # type: ignore[index]
+    assert parameters(block, norms=False) == weights
+    assert parameters(block) == with_norms
+
+
+def test_forms_a_and_b_have_a_norm_and_a_relu_where_the_paper_has_them() -> None:
+    kinds = {
+        form: [
+            type(layer).__name__ for layer in catalog.create("cifar_resnext11_1x4d", form=form).stage1.block1.modules()
+        ]
+        for form in "ab"
+    }
+    path = ["Conv2d", "BatchNorm2d", "ReLU"] * 2
+    for form, behind in (("a", ["Conv2d", "BatchNorm2d"]), ("b", ["Conv2d", "BatchNorm2d"])):
+        layers = [kind for kind in kinds[form] if kind in ("Conv2d", "BatchNorm2d", "ReLU")]
+        assert layers == [*path, *behind, "Conv2d", "BatchNorm2d"]  # the last two: the shortcut
+
+
+def test_the_state_dict_of_the_plain_form_is_as_it_was() -> None:
+    """Weights made before there was a choice of forms are read."""
+    with torch.device("meta"):
+        names = list(catalog.create("resnext50_32x4d").stage2.block1.state_dict())
+    norm = ("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
+    layers = ("reduce", "spatial", "expand", "shortcut")
+    assert names == [f"{layer}.{each}" for layer in layers for each in ("conv.weight", *norm)]
 
 
 def test_one_path_of_64_channels_is_resnet50() -> None:
@@ -124,7 +159,8 @@ def test_depths_outside_the_families_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"cardinality": 0}, {"base_width": 2.5}, {"shortcut": "D"}, {"stem": None}, {"blocks": ()}]
+    "options",
+    [{"cardinality": 0}, {"base_width": 2.5}, {"shortcut": "D"}, {"stem": None}, {"blocks": ()}, {"form": "d"}],
 )
 def test_options_that_make_no_network_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):

@@ -58,7 +58,7 @@ def evaluate(
             max_unreadable=max_unreadable,
             progress=lambda done, total: display.bar("evaluating", done, total),
             device=on.device,
-            precision=on.precision,
+            precision=on.in_torch,
         )
     for line in scores.notes:
         note(line)

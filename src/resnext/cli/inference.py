@@ -11,8 +11,15 @@ from cyclopts import Parameter
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Inference:
-    """What of the machine is used."""
+    """What of the machine is used: left alone, the bundle's optimised engine where it fits, else torch in fp32."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """fp32 gives the same probabilities everywhere; auto is the fastest this machine computes in hardware."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    """In torch. fp32 gives the same probabilities everywhere; auto is the fastest this machine computes in hardware."""
+    engine: Literal["auto", "torch"] = "auto"
+    """torch leaves the bundle's optimised engine aside, as a device and a precision do."""
+
+    @property
+    def in_torch(self) -> str | None:
+        """The precision of torch that is asked for; None where none is, and nothing against an optimised engine."""
+        return self.precision or ("fp32" if self.engine == "torch" else None)

@@ -37,9 +37,11 @@ def predict(
     from resnext.inference.classifier import Prediction
     from resnext.inference.files import load, predict_files
 
-    classifier = load(bundle, device=on.device, precision=on.precision)
+    classifier = load(bundle, device=on.device, precision=on.in_torch)
     read = 0
-    for result in predict_files(classifier, paths, top=top):
+    for number, result in enumerate(predict_files(classifier, paths, top=top)):
+        for line in classifier.notes if number == 0 else ():
+            note(line)
         read += isinstance(result, Prediction)
         if output.json:
             print_json(result.to_dict(), indent=None)

@@ -69,6 +69,8 @@ class On:
     """Threads that read images; -1 is one a core."""
     compile: Literal["auto", "on", "off"] | None = None
     """torch.compile; auto is off."""
+    form: Literal["auto", "a", "b", "c"] | None = None
+    """auto: equal computations, the fastest by stopwatch; a, b or c: that form of ResNeXt's blocks, as it stands."""
     checkpoint_every: float | None = None
     """Minutes between checkpoints within an epoch."""
 

@@ -13,14 +13,15 @@ def verify(bundle: Path, /, *, output: Output = Output()) -> int:
 
     Example: resnext verify runs/flowers
     """
-    from resnext.bundle import Bundle
+    from resnext.bundle import ENGINES, Bundle
 
     opened = Bundle.open(bundle)
     problems = opened.verify()
     if output.json:
         print_json({"bundle": str(opened.path), "identity": opened.identity, "problems": problems})
     elif not problems:
-        print(f"{opened.path} is whole: {len(opened.files)} files match, identity {opened.identity[:16]}.")
+        engine = ", and those of its optimised engine" if (opened.path / ENGINES).is_dir() else ""
+        print(f"{opened.path} is whole: {len(opened.files)} files match{engine}, identity {opened.identity[:16]}.")
     for problem in [] if output.json else problems:
         note(f"{opened.path}: {problem}")
     return USER_MISTAKE if problems else 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,6 +20,9 @@ from resnext.errors import ImageError, UserError
 
 if TYPE_CHECKING:
     from resnext.data.manifest import Split
+
+PIECE = 8
+"""How many images a thread reads as one piece of work, where they are read in the split's order."""
 
 Pixels = crops.Pixels
 """Images as `Preprocessing.resized` makes them: uint8 N×H×W×C, or a list of H×W×C of several shapes."""
@@ -36,15 +40,21 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Files:
-    """The source that decodes and resizes a file each time."""
+    """The source that decodes and resizes a file each time.
+
+    With `scaled` large photos are decoded at a part of their size (`Preprocessing.enough`): faster, and pixels near
+    the same. It is for engines that were proved with it.
+    """
 
     split: Split
     preprocessing: Preprocessing
+    scaled: bool = False
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return one image, uint8 H×W×C; raise `ImageError` where it cannot be read."""
-        image = read_image(self.split.path(index), channels=self.preprocessing.channels)
-        return self.preprocessing.resized(image)
+        wanted = self.preprocessing
+        enough = wanted.enough if self.scaled else None
+        return wanted.resized(read_image(self.split.path(index), channels=wanted.channels, enough=enough))
 
     def read_many(self, indices: NDArray[np.int64]) -> tuple[Pixels, dict[int, str]]:
         """Return the readable ones of the images, in order, and why the others are not: {index: reason}."""
@@ -55,8 +65,7 @@ class Files:
                 pixels.append(self.read(index))
             except ImageError as error:
                 failures[index] = error.reason
-        alike = len({one.shape for one in pixels}) == 1
-        return np.stack(pixels) if alike else pixels, failures
+        return pixels, failures
 
 
 @dataclass(frozen=True)
@@ -120,26 +129,35 @@ class Loader:
         """
         images = order.permutation(self.seed, epoch, len(self.labels))
         plan = ((step, order.batch(images, step, self.batch_size)) for step in range(start_step, self.steps))
-        yield from self._deliver(plan, epoch, fewest=2)
-
-    def sequential(self) -> Iterator[Batch]:
-        """Yield every image once, in the split's order, the centre crop; no batch exceeds `batch_size`."""
-        images = np.arange(len(self.labels))
-        starts = range(0, len(images), self.batch_size)
-        plan = ((step, images[start : start + self.batch_size]) for step, start in enumerate(starts))
-        yield from self._deliver(plan, None, fewest=1)
-
-    def _deliver(
-        self, plan: Iterable[tuple[int, NDArray[np.int64]]], epoch: int | None, fewest: int
-    ) -> Iterator[Batch]:
-        """Yield the planned batches (step, rows); those that lost images must still have `fewest`."""
         loads = in_order(lambda planned: self._load(*planned, epoch), plan, workers=self.workers, ahead=self.prefetch)
         with closing(loads):
             for batch, failures in loads:
-                for index, reason in failures.items():
-                    self.unreadable.setdefault(index, reason)
-                if not failures or len(batch.indices) >= fewest:
+                self._note(failures)
+                if not failures or len(batch.indices) > 1:
                     yield batch
+
+    def sequential(self) -> Iterator[Batch]:
+        """Yield every image once, in the split's order, the centre crop; no batch exceeds `batch_size`.
+
+        The threads share the work on each batch, so that the first one comes soon and the last one, too.
+        """
+        images, size = np.arange(len(self.labels)), self.batch_size
+        batches = [images[start : start + size] for start in range(0, len(images), size)]
+        plan = ((s, rows[at : at + PIECE]) for s, rows in enumerate(batches) for at in range(0, len(rows), PIECE))
+        ahead = self.prefetch * _pieces(size)
+        loads = in_order(lambda piece: self._load(*piece, None), plan, workers=self.workers, ahead=ahead)
+        with closing(loads):
+            for rows in batches:
+                parts, failures = zip(*islice(loads, _pieces(len(rows))), strict=True)
+                for failed in failures:
+                    self._note(failed)
+                batch = _joined(parts)
+                if len(batch.indices):
+                    yield batch
+
+    def _note(self, failures: dict[int, str]) -> None:
+        for index, reason in failures.items():
+            self.unreadable.setdefault(index, reason)
 
     def _load(self, step: int, indices: NDArray[np.int64], epoch: int | None) -> tuple[Batch, dict[int, str]]:
         """Make one batch, augmented unless `epoch` is None, and say which of its images cannot be read."""
@@ -156,7 +174,9 @@ class Loader:
         if not len(indices):
             return np.empty((0, side, side, self.preprocessing.channels), np.uint8)
         if epoch is None or self.augmentation is None:
-            return np.stack([self.preprocessing.crop(one) for one in pixels])
+            if isinstance(pixels, list):
+                return np.stack([self.preprocessing.crop(one) for one in pixels])
+            return np.ascontiguousarray(self.preprocessing.crop(pixels))
         return augment(
             pixels,
             indices,
@@ -166,3 +186,20 @@ class Loader:
             seed=self.seed,
             epoch=epoch,
         )
+
+
+def _pieces(images: int) -> int:
+    """Return how many pieces of work so many images are."""
+    return -(-images // PIECE)
+
+
+def _joined(parts: tuple[Batch, ...]) -> Batch:
+    """Return the one batch of which these are parts."""
+    if len(parts) == 1:
+        return parts[0]
+    return Batch(
+        np.concatenate([part.indices for part in parts]),
+        np.concatenate([part.pixels for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        parts[0].step,
+    )

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resnext import durable
-from resnext.data import named, splitting
+from resnext.data import splitting
 from resnext.data.listing import Listing, Purpose, list_images, natural_key
 from resnext.errors import UserError, did_you_mean
 
@@ -169,6 +169,8 @@ def _located(data: str | Path) -> Path:
     try:
         path.stat()
     except (OSError, ValueError) as error:
+        from resnext.data import named  # here, as what fetches takes long to import
+
         if str(data) in named.NAMES:
             return named.fetch(str(data))
         reason = getattr(error, "strerror", None) or "not a possible path"

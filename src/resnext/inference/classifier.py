@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -15,6 +16,7 @@ from resnext.data.images import as_picture, read_image
 from resnext.data.preprocessing import Preprocessing
 from resnext.engine import Engine, TorchEngine, rank
 from resnext.errors import UserError
+from resnext.inference.engines.stored import StoredEngine
 
 if TYPE_CHECKING:
     import torch
@@ -59,9 +61,10 @@ class Classifier:
     `classifier("photo.jpg")` gives a Prediction, `classifier(["a.jpg", "b.jpg"])` a list of them.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, notes: Sequence[str] = ()) -> None:
         self.bundle = bundle
         self.engine = engine
+        self._notes = tuple(notes)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -74,6 +77,14 @@ class Classifier:
         return self.bundle.contents.preprocessing
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Which optimised engine runs and how it was proved, or why it does not; nothing where the bundle has none.
+
+        An engine opens its files when it is first used, so the last word is spoken after the first image.
+        """
+        return (*self._notes, self.engine.note) if isinstance(self.engine, StoredEngine) else self._notes
+
+    @cached_property
     def network(self) -> torch.nn.Module:
         """The trained network, in evaluation mode."""
         return self.engine.network if isinstance(self.engine, TorchEngine) else self.bundle.build()

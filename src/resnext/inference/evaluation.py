@@ -11,6 +11,8 @@ from resnext.errors import UserError
 from resnext.evaluation import metrics
 from resnext.evaluation.metrics import Scores
 from resnext.evaluation.views import DenseEngine, Views
+from resnext.inference.classifier import Classifier
+from resnext.inference.engines.stored import StoredEngine
 from resnext.inference.files import load, reader
 
 
@@ -19,13 +21,15 @@ def evaluate(
     data: str | Path,
     *,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str | None = None,
     max_unreadable: float = 0.01,
     crops: int = 1,
     scales: Sequence[int] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Score a bundle, or a run's, on the test split of labelled data, every image exactly once.
+
+    The bundle's optimised engine runs where it fits this machine; a `device` or a `precision` ("fp32") means torch.
 
     Labels are matched by class name. Images that cannot be read are counted and named in `Scores.skipped`; more
     than the share `max_unreadable` of them raises UserError, as does a class that the bundle does not know.
@@ -41,7 +45,8 @@ def evaluate(
     split = manifest.split("test")
     engine = classifier.engine
     if views.scales:
-        engine = DenseEngine(classifier.network, classifier.preprocessing, device=device, precision=precision)
+        dense = {"device": device, "precision": precision or "fp32"}
+        engine = DenseEngine(classifier.network, classifier.preprocessing, **dense)
     scores = metrics.evaluate(engine, reader(classifier, split), progress, views=views)
     if len(scores.skipped) > max_unreadable * len(split):
         path, why = scores.skipped[0]
@@ -49,7 +54,16 @@ def evaluate(
             f"{len(scores.skipped)} of {len(split)} images cannot be read, more than the share {max_unreadable:g} "
             f"that is allowed; for example {path}: {why}.\nMend or remove them, or allow more with --max-unreadable."
         )
-    return dataclasses.replace(scores, notes=(*manifest.notes, *_seen_in_training(classifier.bundle.path, manifest)))
+    notes = (*_of_engine(classifier, views), *manifest.notes, *_seen_in_training(classifier.bundle.path, manifest))
+    return dataclasses.replace(scores, notes=notes)
+
+
+def _of_engine(classifier: Classifier, views: Views) -> tuple[str, ...]:
+    if views.scales and isinstance(classifier.engine, StoredEngine):
+        return (
+            "The optimised engine is left aside, and torch runs instead: it takes images of one size, no --scales.",
+        )
+    return classifier.notes
 
 
 def _seen_in_training(bundle: Path, manifest: Manifest) -> list[str]:

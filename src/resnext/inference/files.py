@@ -17,17 +17,31 @@ from resnext.data.manifest import Split
 from resnext.engine import TorchEngine
 from resnext.errors import UserError
 from resnext.inference.classifier import Classifier, Prediction, Unreadable
+from resnext.inference.engines import stored
+
+ENGINES = ("auto", "torch")
 
 
-def load(bundle: str | Path, *, device: str = "auto", precision: str = "fp32") -> Classifier:
+def load(bundle: str | Path, *, device: str = "auto", precision: str | None = None, engine: str = "auto") -> Classifier:
     """Load a bundle or a run's bundle, ready to classify.
 
-    `device`: auto, cpu, cuda or mps; `precision`: fp32, bf16, fp16 or auto. Raises UserError where there is no
-    bundle, it is damaged, or the machine has no such device.
+    As they are, the arguments mean the bundle's optimised engine where it has one that fits this machine, and torch
+    in fp32 otherwise; `Classifier.notes` says which. `engine` "torch", a `device` (cpu, cuda or mps) or a `precision`
+    (fp32, bf16, fp16, or auto, the fastest) mean torch. Raises UserError where there is no bundle, it is damaged, or
+    the machine has no such device; an optimised engine that is damaged is only left aside.
     """
+    if engine not in ENGINES:
+        raise UserError(f"There is no engine {engine!r}. Choose one of {', '.join(ENGINES)}.")
     opened = Bundle.open(bundle)
-    engine = TorchEngine(opened.build(), opened.contents.preprocessing, device=device, precision=precision)
-    return Classifier(opened, engine)
+    notes: list[str] = []
+    if engine == "auto" and device == "auto" and precision is None:
+        optimised, why_not = stored.open(opened)
+        if optimised is not None:
+            return Classifier(opened, optimised)
+        notes += [why_not] if why_not else []
+    network = opened.build()
+    eager = TorchEngine(network, opened.contents.preprocessing, device=device, precision=precision or "fp32")
+    return Classifier(opened, eager, notes)
 
 
 def predict_files(
@@ -91,13 +105,23 @@ def images_below(folder: Path) -> list[Path]:
     return sorted(files, key=lambda file: natural_key(str(file)))
 
 
-def _as_split(classifier: Classifier, files: Sequence[Path]) -> Split:
-    """Give files the form in which the loader takes images; labels are not known and not read."""
-    import pyarrow as pa
+class Listed(Split):
+    """Files in the form in which the loader takes images, without labels; `paths` are a list.
 
+    A column of pyarrow would take longer to import than all that one photo needs.
+    """
+
+    def path(self, index: int) -> Path:
+        """Return where the image of a row lies."""
+        return Path(self.paths[index])
+
+
+def _as_split(classifier: Classifier, files: Sequence[Path]) -> Split:
+    paths = [str(file) for file in files]
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"A file's name is not UTF-8: {path!r}. Rename it.") from error
     zeros = np.zeros(len(files), np.int64)
-    try:
-        paths = pa.array([str(file) for file in files], pa.string())
-    except UnicodeEncodeError as error:
-        raise UserError(f"A file's name is not UTF-8: {error.object!r}. Rename it.") from error
-    return Split(Path(), classifier.classes, paths, zeros.astype(np.int32), zeros, zeros)
+    return Listed(Path(), classifier.classes, paths, zeros.astype(np.int32), zeros, zeros)

@@ -1,7 +1,8 @@
 """ResNeXt: Xie, Girshick, Dollár, Tu and He, "Aggregated Residual Transformations for Deep Neural Networks".
 
 arXiv:1611.05431. Table 1 gives ResNeXt-50, Table 2 the settings C×d of equal complexity, section 5.3 the
-CIFAR networks (9n + 2 layers). The blocks have form (c) of Fig. 3, with a grouped convolution.
+CIFAR networks (9n + 2 layers). Fig. 3 has three forms of the block, which compute the same function: (a) paths
+summed, (b) paths concatenated, (c) a grouped convolution. A network has form (c) unless its config says otherwise.
 
 Departures and readings:
 - `resnext101_32x8d` and `resnext152_32x4d` are not in the paper: the first is torchvision's, the second comes
@@ -9,18 +10,24 @@ Departures and readings:
 - `resnext50_32x4d_no_shortcut` is section 5.1's residual ablation: no shortcut is left, and so no projection.
   `resnext101_1x100d` is Table 4's wider ResNet-101.
 - Shortcuts are of option B for CIFAR as well, and down-sampling is in the 3×3 convolution: the authors' code.
+- Batch norm and ReLU follow every convolution of every path, but for the last 1×1 of a path of form (a): one batch
+  norm follows the sum (footnote 6). So the forms agree in training as well, and have the same parameters.
+- Weights of forms (a) and (b) start from the distribution of those of (c), which the authors' code sets by the
+  channels of all paths together.
 """
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnext.errors import UserError
-from resnext.layers import ConvNorm, Network, PooledHead
+from resnext.layers import Branches, Conv2d, ConvNorm, Network, PooledHead
 from resnext.networks.resnet import (
     BLOCKS,
     BOTTLENECK_STAGES,
@@ -34,6 +41,8 @@ from resnext.networks.resnet import (
 from resnext.residual import ResidualBlock, StochasticDepth, set_survivals
 from resnext.variant import Blueprint, Variant, check_choice, check_series, check_sizes
 
+Form = Literal["a", "b", "c"]
+
 CIFAR_STAGES = ((256, 32, 32), (512, 16, 16), (1024, 8, 8))
 
 
@@ -42,7 +51,8 @@ class ResNeXtConfig(StochasticDepth):
     """Which ResNeXt.
 
     `blocks` counts the blocks of each stage; `cardinality` is C, the paths of a block, and `base_width` is d,
-    the channels of each path in stage 1; `stem` and `shortcut` are as for ResNet.
+    the channels of each path in stage 1; `stem` and `shortcut` are as for ResNet; `form` is that of the blocks in
+    Fig. 3: paths summed (a), concatenated (b), or a grouped convolution (c).
     The fields of `StochasticDepth` come with it.
     """
 
@@ -51,13 +61,72 @@ class ResNeXtConfig(StochasticDepth):
     base_width: int
     stem: Stem = "imagenet"
     shortcut: Shortcut = "B"
+    form: Form = "c"
 
     def __post_init__(self) -> None:
         check_series(blocks=self.blocks)
         check_sizes(cardinality=self.cardinality, base_width=self.base_width)
         check_choice("stem", self.stem, Stem)
         check_choice("shortcut", self.shortcut, Shortcut)
+        check_choice("form", self.form, Form)
         self.check_depth_options()
+
+
+class SummedBottleneck(ResidualBlock):
+    """`cardinality` paths of 1×1, 3×3, 1×1, summed, and a shortcut: form (a) of Fig. 3.
+
+    N×in_channels×H×W → N×out_channels×⌈H/stride⌉×⌈W/stride⌉. `width` is that of all paths together, C·d.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        width: int,
+        cardinality: int,
+        stride: int = 1,
+        shortcut: Shortcut = "B",
+    ) -> None:
+        super().__init__()
+        paths = make_paths(in_channels, width, cardinality, stride)
+        for path in paths.values():
+            path.add_module("expand", Conv2d(width // cardinality, out_channels, 1, bias=False))
+        self.paths = SummedBranches(**paths)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.shortcut = shortcut_layers(shortcut, in_channels, out_channels, stride)
+
+    def residual(self, images: Tensor) -> Tensor:
+        """Return F(x)."""
+        branch: Tensor = self.norm(self.paths(images))
+        return branch
+
+
+class ConcatenatedBottleneck(ResidualBlock):
+    """`cardinality` paths of 1×1, 3×3, side by side, 1×1 of all, and a shortcut: form (b) of Fig. 3.
+
+    N×in_channels×H×W → N×out_channels×⌈H/stride⌉×⌈W/stride⌉. `width` is that of all paths together, C·d.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        width: int,
+        cardinality: int,
+        stride: int = 1,
+        shortcut: Shortcut = "B",
+    ) -> None:
+        super().__init__()
+        self.paths = Branches(**make_paths(in_channels, width, cardinality, stride))
+        self.expand = ConvNorm(width, out_channels, 1, relu=False)
+        self.shortcut = shortcut_layers(shortcut, in_channels, out_channels, stride)
+
+    def residual(self, images: Tensor) -> Tensor:
+        """Return F(x)."""
+        branch: Tensor = self.expand(self.paths(images))
+        return branch
 
 
 class AggregatedBottleneck(ResidualBlock):
@@ -88,6 +157,36 @@ class AggregatedBottleneck(ResidualBlock):
         return branch
 
 
+class SummedBranches(Branches):
+    """Every child on the same images, and the sum of what they put out."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the sum, in memory of its own."""
+        first, *others = self.children()
+        total: Tensor = first(images)
+        for branch in others:
+            total += branch(images)
+        return total
+
+
+def make_paths(in_channels: int, width: int, cardinality: int, stride: int) -> dict[str, nn.Module]:
+    """Return the beginnings of the paths, `path1` …: N×in_channels×H×W → N×(width/cardinality)×⌈H/stride⌉×…."""
+    assert width % cardinality == 0, (width, cardinality)
+    channels = width // cardinality
+    paths: dict[str, nn.Module] = {}
+    for number in range(1, cardinality + 1):
+        reduce, spatial = ConvNorm(in_channels, channels, 1), ConvNorm(channels, channels, 3, stride=stride)
+        for conv in (reduce.conv, spatial.conv):
+            if not conv.weight.is_meta:
+                conv.weight.data *= cardinality**-0.5  # the fan-out counts the channels of all paths
+        paths[f"path{number}"] = nn.Sequential(OrderedDict(reduce=reduce, spatial=spatial))
+    return paths
+
+
+Bottleneck = SummedBottleneck | ConcatenatedBottleneck | AggregatedBottleneck
+FORMS: dict[Form, type[Bottleneck]] = {"a": SummedBottleneck, "b": ConcatenatedBottleneck, "c": AggregatedBottleneck}
+
+
 class ResNeXt(Network):
     """The network of a config; images N×in_channels×H×W → logits N×num_classes.
 
@@ -99,7 +198,7 @@ class ResNeXt(Network):
         super().__init__()
         self.stem = stem_layers(config.stem, in_channels, 64)
         self.stride = STEM_STRIDES[config.stem]
-        block = partial(AggregatedBottleneck, cardinality=config.cardinality, shortcut=config.shortcut)
+        block = partial(FORMS[config.form], cardinality=config.cardinality, shortcut=config.shortcut)
         width = config.cardinality * config.base_width
         channels = self.add_stages(
             config.blocks, 64, lambda index: (partial(block, width=width * 2**index), 256 * 2**index)

@@ -20,7 +20,7 @@ from resnext.data.manifest import Manifest, scan
 from resnext.data.preprocessing import Preprocessing
 from resnext.engine import choose_device
 from resnext.errors import UserError
-from resnext.training import defaults, journal, recipe
+from resnext.training import defaults, journal, memory, recipe
 from resnext.training.journal import Journal, Observer
 from resnext.training.recipe import Recipe
 
@@ -67,9 +67,10 @@ def train(
     """Train a classifier on a folder of images, a CSV or a named data set, and return its run.
 
     `out` is the run's directory (default `runs/NAME`); `recipe` a TOML file or the name of a recipe of this
-    package; `fields` are recipe fields (`network`, `epochs`, `image_size`, …, or whole sections as dicts) and win
-    over it. `observer` is called with every event that the journal gets. Raises UserError for whatever the caller
-    can mend; an interrupted run raises `training.loop.Interrupted` after its state was saved.
+    package; `fields` are recipe fields (`network`, `epochs`, `image_size`, …, or whole sections as dicts) and `form`
+    ("auto", "a", "b" or "c", as the flag of that name), and win over it. `observer` is called with every event that
+    the journal gets. Raises UserError for whatever the caller can mend; an interrupted run raises
+    `training.loop.Interrupted` after its state was saved.
     """
     return execute(plan(data, out=out, recipe=recipe, resume=resume, fields=fields), observer)
 
@@ -87,7 +88,7 @@ def plan(
     said = merge_said(recipe, fields)
     place = Path(out) if out is not None else default_place(data, resume=resume)
     if resume:
-        return _plan_resumed(place, data, said)
+        return _plan_resumed(place, data, said, fields.get("form"))
     refuse_occupied(place)
     if manifest is None:
         validation = said.get("data", {}).get("validation", 0.1)
@@ -98,14 +99,26 @@ def plan(
 
 def merge_said(recipe_name: str | Path | None, fields: dict[str, Any]) -> dict[str, Any]:
     """Merge a recipe file with keywords, which win; raises UserError for what no recipe can have."""
-    nested = recipe.nest(fields)
+    nested = recipe.nest({name: value for name, value in fields.items() if name != "form"})
     recipe.refuse_unknown_keys(nested, source="train")
     written = recipe.load(recipe_name) if recipe_name is not None else {}
     said = recipe.coerce(recipe.merge(written, nested))
     _keep_shares(said, written, nested)
     if "network" in said:
         catalog.resolve(said["network"])
-    return said
+    return recipe.merge(said, _form_fields(fields.get("form"), said))
+
+
+def _form_fields(form: str | None, said: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that `--form` means: "auto" leaves the choice to a stopwatch, a block form takes it away.
+
+    The network's own form, (c) where it has no other, needs no option; any other is one.
+    """
+    if form is None or form == "auto":
+        return {} if form is None else {"machine": {"form": "auto"}}
+    config = catalog.resolve(said["network"]).config if "network" in said else None
+    own = said.get("options", {}).get("form", getattr(config, "form", "c"))
+    return {"machine": {"form": "plain"}, **({} if form == own else {"options": {"form": form}})}
 
 
 def _keep_shares(said: dict[str, Any], written: dict[str, Any], nested: dict[str, Any]) -> None:
@@ -159,12 +172,13 @@ def _complete(manifest: Manifest, said: dict[str, Any], *, from_file: bool) -> t
     return complete, reasons
 
 
-def _plan_resumed(place: Path, data: str | Path, said: dict[str, Any]) -> Plan:
+def _plan_resumed(place: Path, data: str | Path, said: dict[str, Any], form: str | None) -> Plan:
     if not (place / RECIPE).is_file() or not (place / MANIFEST).is_file():
         raise UserError(f"{place} holds no run to resume. Leave out --resume, or give the run's directory as --out.")
     raw = recipe.load(place / RECIPE)
     recorded = Recipe.from_dict(raw, source=str(place / RECIPE))
-    complete = Recipe.from_dict(recipe.merge(raw, said), source=str(place / RECIPE))
+    asked = recipe.merge(raw, said, _form_fields(form, raw))
+    complete = Recipe.from_dict(asked, source=str(place / RECIPE))
     if complete.augmentation.lighting and not complete.augmentation.colour_axes:
         raise UserError(
             f"{place / RECIPE} has lost augmentation.colour_axes, which were measured when the run began. "
@@ -201,9 +215,10 @@ def execute(planned: Plan, observer: Observer = journal.ignore) -> Run:
         if not planned.resumed:
             planned.manifest.write(place / MANIFEST)
             durable.write_text(place / RECIPE, planned.recipe.to_toml())
-        session = Session(planned, observer)
-        with Journal(place / JOURNAL, step=session.step_number if planned.resumed else None) as written:
-            return _execute(planned, session, _tell_both(written, observer))
+        with memory.kept(choose_device(planned.recipe.machine.device)):
+            session = Session(planned, observer)
+            with Journal(place / JOURNAL, step=session.step_number if planned.resumed else None) as written:
+                return _execute(planned, session, _tell_both(written, observer))
     except (Interrupted, KeyboardInterrupt) as stop:
         number = stop.signal_number if isinstance(stop, Interrupted) else signal.SIGINT
         raise Interrupted(number, how_to_resume(number, place)) from None
@@ -239,6 +254,7 @@ def _execute(planned: Plan, session: Any, tell: Observer) -> Run:
             "notes": [*planned.notes, *session.notes],
             "pixels": session.pixel_notes,
             "device": session.description,
+            "forms": session.forms.to_dict(),
             "machine": machine.description(),
             "software": machine.software(),
         }

@@ -156,11 +156,18 @@ class Schedule(BaseModel):
 
 
 class Machine(BaseModel):
-    """What the run uses of the machine; none of it changes what is learned beyond rounding."""
+    """What the run uses of the machine; none of it changes what is learned beyond rounding.
+
+    With `form` "auto" a stopwatch chooses, when a run of 50 steps or more begins, among forms of the network that
+    compute the same up to rounding (`training/forms.py`); "plain" computes the network as it stands. A run that is
+    stopped and resumed on its machine gives the same bits either way. Two runs of one seed do with "plain"; with
+    "auto" only where the stopwatch chose the same for both, which noise can change.
+    """
 
     model_config = STRICT
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     workers: int = Field(default=-1, ge=-1, description="threads that read images; -1: one a core")
     compile: Literal["auto", "on", "off"] = "auto"
+    form: Literal["auto", "plain"] = "auto"
     checkpoint_every: float = Field(default=10.0, gt=0, description="minutes")

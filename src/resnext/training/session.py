@@ -14,7 +14,8 @@ from resnext.data.loader import Loader
 from resnext.engine import TorchEngine
 from resnext.errors import UserError
 from resnext.evaluation.metrics import Scores, evaluate
-from resnext.training import checkpoint
+from resnext.training import checkpoint, forms
+from resnext.training.forms import Forms
 from resnext.training.initialisation import initialise
 from resnext.training.journal import Observer
 from resnext.training.loop import Actions, Loop, Position, refuse_too_many_unreadable
@@ -69,12 +70,14 @@ class Session:
             for source, split, augmentation in zip(sources, splits, (recipe.augmentation, None), strict=True)
         )
         self.step = TrainingStep(self._network(), recipe, self.preprocessing, len(manifest.classes))
+        self.position = Position()
+        recorded = self._restore() if planned.resumed else None
+        steps = self.train_loader.steps * recipe.epochs
+        self.forms, notes = forms.settle(self.step, steps=steps, recorded=recorded)
+        self.notes += notes
         self.evaluated: nn.Module = self.step.network
         if self.step.average is not None:
             self.evaluated = copy.deepcopy(self.step.network)
-        self.position = Position()
-        if planned.resumed:
-            self._restore()
 
     @property
     def step_number(self) -> int:
@@ -170,14 +173,16 @@ class Session:
             "recipe": self.recipe.deciding(),
             "preprocessing": self.preprocessing.to_dict(),
             "scaler": self.step.scaler.state_dict(),
+            "forms": self.forms.to_dict(),
         }
         checkpoint.save(self.planned.path / CHECKPOINTS, self.step_number, self.step.tensors(), state)
 
-    def _restore(self) -> None:
+    def _restore(self) -> Forms | None:
+        """Take up the newest checkpoint and return the form that it was computed in; None where there is none."""
         loaded = checkpoint.load_newest(self.planned.path / CHECKPOINTS)
         if loaded is None:
             self.notes.append("No checkpoint was written before the run stopped; it begins again.")
-            return
+            return None
         tensors, state, skipped = loaded
         self.notes += skipped
         # Read as a recipe, so that fields which are newer than the checkpoint have their defaults.
@@ -202,3 +207,4 @@ class Session:
             self.step.scaler.load_state_dict(state["scaler"])
         self.position = Position.from_dict(state["position"])
         self.notes.append(f"Resumed at step {self.step_number}, epoch {self.position.epoch + 1}.")
+        return Forms.from_dict(state.get("forms"))
