@@ -35,7 +35,7 @@ def execute(place: Path, command: list[str]) -> str:
 
 
 def test_the_readme_has_both_kinds() -> None:
-    assert [kind for kind, _ in BLOCKS] == ["python", "sh"]
+    assert [kind for kind, _ in BLOCKS] == ["python", "sh", "sh"]
 
 
 def test_python(photos: Path) -> None:
@@ -44,13 +44,18 @@ def test_python(photos: Path) -> None:
 
 
 def test_commands(photos: Path) -> None:
-    text = next(text for kind, text in BLOCKS if kind == "sh")
-    # The defaults train for as long as suits the data; here two epochs are enough.
+    text = "".join(text for kind, text in BLOCKS if kind == "sh")
+    # The defaults train, tune and time for as long as suits the data; here a moment is enough.
     text = text.replace("train photos/", "train photos/ --epochs 2")
+    text = text.replace("optimize runs/photos", "optimize runs/photos --minutes 0.05")
+    text = text.replace("openvino\n", "openvino --batch 1 --rounds 1 --seconds 0.1\n")
     out = execute(photos, ["bash", "-ec", text])
     assert "top-1" in out
     assert "photo.jpg" in out
     assert "is whole" in out
+    assert "torch eager fp32 NCHW" in out
+    assert (photos / "runs" / "photos" / "model" / "engines" / "engine.json").is_file()
+    assert (photos / "runs" / "benchmark-photos" / "benchmark.png").is_file()
 
 
 def test_walkthrough(photos: Path) -> None:

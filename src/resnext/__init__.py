@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from resnext.inference.classifier import Prediction as Prediction
     from resnext.inference.evaluation import evaluate as evaluate
     from resnext.inference.files import load as load
+    from resnext.inference.optimisation import optimize as optimize
     from resnext.training.run import train as train
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ _PLACES: dict[str, tuple[str, str | None]] = {
     "evaluate": ("resnext.inference.evaluation", "evaluate"),
     "list_networks": ("resnext.catalog", "names"),
     "load": ("resnext.inference.files", "load"),
+    "optimize": ("resnext.inference.optimisation", "optimize"),
     "train": ("resnext.training.run", "train"),
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "evaluate",
     "list_networks",
     "load",
+    "optimize",
     "train",
 ]
 

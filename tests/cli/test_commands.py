@@ -19,7 +19,7 @@ from making import TINY, write_colours
 from resnext.cli import run
 from resnext.training.run import train
 
-COMMANDS = ("train", "evaluate", "predict", "networks", "describe", "verify", "demo")
+COMMANDS = ("train", "evaluate", "predict", "networks", "describe", "verify", "optimize", "benchmark", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +175,22 @@ def test_verify_and_describe(trained: Path, tmp_path: Path, capfd: pytest.Captur
         (["describe", "resnet49"], "Did you mean"),
         (["describe", "resnet50", "--image-size", "8"], "32"),
         (["verify", "{}/test"], "holds no bundle"),
+        (["optimize", "{}/test"], "holds no bundle"),
+        (["optimize", "{}/run", "--precision", "int4"], "int8"),
+        (["optimize", "{}/run", "--precision", "int8"], "500 images at least"),
+        (["optimize", "{}/run", "--minutes", "0"], "--minutes"),
+        (["optimize", "{}/run", "--calibration", "{}/nowhere"], "no such file"),
+        (["optimize", "{}/run", "--calibration", "{}/empty"], "no images"),
+        (["benchmark", "{}/test"], "holds no bundle"),
+        (["benchmark", "resnext50_32x4"], "resnext50_32x4d"),
+        (["benchmark", "{}/run", "--against", "eager,openvin"], "openvino"),
+        (["benchmark", "{}/run", "--against", ""], "names nothing"),
+        (["benchmark", "{}/run", "--batch", "1;2"], "like 1,16"),
+        (["benchmark", "{}/run", "--batch", "0"], "1 to 1024"),
+        (["benchmark", "{}/run", "--precision", "fp8"], "fp32"),
+        (["benchmark", "{}/run", "--image-size", "32"], "--image-size"),
+        (["benchmark", "{}/run", "--rounds", "0"], "--rounds"),
+        (["benchmark", "{}/run", "--threads", "4096"], "--threads"),
         (["evaluat"], "evaluate"),
         (["networks", "--jsn"], "--json"),
     ],
@@ -237,6 +253,73 @@ def test_a_run_of_folds_can_be_stopped_and_gone_on_with(
     code, out, _ = command(capfd, *arguments, "--resume", "--json")
     assert code == 0
     assert json.loads(out)["folds"] == whole["folds"]
+
+
+def test_optimize_and_what_comes_of_it(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    code, before, _ = command(capfd, "evaluate", run, trained / "test", "--json")
+    code, out, err = command(capfd, "optimize", run, "--precision", "fp32", "--minutes", 0.02, "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["engine"] == "OpenVINO fp32"
+    assert told["images_a_second"] >= told["plain_images_a_second"] > 0
+    assert "Comparing" in err
+    code, after, err = command(capfd, "evaluate", run, trained / "test", "--json")
+    assert "Optimised engine: OpenVINO fp32" in err
+    assert json.loads(after)["top1"] == json.loads(before)["top1"]
+    assert json.loads(after)["loss"] == pytest.approx(json.loads(before)["loss"], rel=1e-4)
+    code, _, err = command(capfd, "evaluate", run, trained / "test", "--engine", "torch", "--json")
+    assert code == 0
+    assert "Optimised" not in err
+    code, out, err = command(capfd, "optimize", run, "--precision", "fp32")
+    assert code == 0
+    assert "img/s" in out
+    assert "× the plain engine" in err
+    code, out, _ = command(capfd, "verify", run, "--json")
+    assert (code, json.loads(out)["problems"]) == (0, [])
+
+
+def test_int8_without_proof_is_accepted_and_stdout_is_json_alone(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a process of its own: what NNCF prints must not get in between either."""
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    words = ["optimize", run, "--precision", "int8", "--unproved", "--minutes", "0.02", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "resnext", *map(str, words)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["unproved"] is True
+    code, out, err = command(capfd, "predict", run, trained / "test" / "red" / "0.png", "--json")
+    assert (code, json.loads(out)["label"]) == (0, "red")
+    assert "unproved" in err
+
+
+def test_benchmark_writes_what_it_prints(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["--against", "eager,openvino", "--precision", "fp32", "--batch", 2, "--rounds", 2]
+    short = ["--seconds", 0.05, "--minutes", 0.02, "--out", tmp_path / "out"]
+    code, out, _ = command(capfd, "benchmark", trained / "run", *flags, *short, "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told == json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    rows = {row["name"]: row for row in told["contenders"]}
+    assert set(rows) == {
+        "resnext fp32",
+        "torch eager fp32 NCHW",
+        "torch eager fp32 channels_last",
+        "OpenVINO fp32",
+    }
+    assert all(row["failure"] is None and row["same_function"] and row["agreement"] == 1 for row in rows.values())
+    for row in rows.values():
+        speeds = row["images_a_second"]
+        assert len(speeds["rounds"]) == 2
+        assert 0 < speeds["min"] <= speeds["median"] <= speeds["max"]
+        assert row["peak_memory_mib"] > 20
+        assert row["milliseconds"]["p50"] <= row["milliseconds"]["p95"]
+    ours, peer = rows["resnext fp32"], rows["OpenVINO fp32"]
+    assert peer["ours_is"] == pytest.approx(ours["images_a_second"]["median"] / peer["images_a_second"]["median"])
+    with Image.open(tmp_path / "out" / "benchmark.png") as chart:
+        assert min(chart.size) > 200
 
 
 def test_class_names_are_not_markup(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,305 @@
+"""The fastest of engines that compute the same, chosen by stopwatch on this machine, within a time limit.
+
+What can be chosen: how many groups of each grouped convolution are computed as one, the images of a piece, the streams
+that work on pieces side by side, their threads, and whether OpenVINO or torch runs it. Each layer's merging is chosen
+from the times of single layers; everything else from images a second of whole engines. The least time of several
+counts, since what disturbs a machine makes times longer, never shorter. In the end the best take turns with the plain
+engine, whose groups are as they were, and only who is faster by more than noise takes its place.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from resnext import machine
+from resnext.engine import Engine
+from resnext.inference.engines import openvino
+from resnext.inference.engines.openvino import OpenVINOEngine, Precision, Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from resnext.data.preprocessing import Preprocessing
+    from resnext.inference.engines.openvino import Graph
+
+WIDTHS = (16, 32, 64, 128)
+"""Channels of a merged group that are tried for each layer; wider ones only add work."""
+
+BATCHES = (4, 1, 16, 8, 2, 32)
+"""Images of a piece, in the order of trial."""
+
+SECONDS = 0.4
+"""How long an engine is timed at a time; its best call counts."""
+
+GAIN = 0.02
+"""An engine takes the plain one's place where it is faster by this share, and a layer is merged likewise."""
+
+FINALISTS, ROUNDS = 3, 5
+SHARE_FOR_PLAIN, SHARE_FOR_ALL = 0.35, 0.8
+"""Shares of the time limit by which the plain engine's settings, and all that is tried singly, must be through."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Option:
+    """An engine that could be built: `settings` are those of `Settings`, or of `CompiledEngine`, and `merged` whose."""
+
+    kind: Literal["openvino", "torch"]
+    settings: Mapping[str, Any]
+    merged: Mapping[str, int] = field(default_factory=dict)
+    merging: str = "none"
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What a table says of it."""
+        told = {"engine": self.kind, "precision": self.settings["precision"], "merging": self.merging}
+        names = ("batch", "streams", "threads", "rest", "compile", "device", "shared")
+        return told | {name: self.settings[name] for name in names if name in self.settings}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The option that was chosen, the images a second of it and of the plain engine, and a row for all that was tried.
+
+    `remembered`: it was chosen earlier, for the same network on the same kind of machine, and not timed again.
+    """
+
+    option: Option
+    rate: float
+    plain_rate: float
+    tried: tuple[dict[str, Any], ...] = ()
+    remembered: bool = False
+
+
+class Workshop:
+    """Builds the engines of one network: `graph` is None where OpenVINO takes no part, and may be quantised."""
+
+    def __init__(
+        self, network: torch.nn.Module, preprocessing: Preprocessing, graph: Graph | None, *, device: str = "cpu"
+    ) -> None:
+        self.network = network
+        self.preprocessing = preprocessing
+        self.graph = graph
+        self.device = device
+        self._merged: dict[str, Graph] = {}
+
+    def merged_graph(self, merged: Mapping[str, int]) -> Graph:
+        """Return the graph with groups merged, which is made once."""
+        assert self.graph is not None
+        key = json.dumps(merged, sort_keys=True)
+        if key not in self._merged:
+            chosen = {name: factor for name, factor in merged.items() if factor > 1}
+            self._merged[key] = openvino.merge_groups(self.graph, chosen) if chosen else self.graph
+        return self._merged[key]
+
+    def engine(self, option: Option) -> Engine:
+        """Build an option's engine."""
+        if option.kind == "openvino":
+            return OpenVINOEngine.from_model(self.merged_graph(option.merged), Settings(**option.settings))
+        from resnext.inference.engines.compiled import CompiledEngine
+
+        return CompiledEngine(self.network, self.preprocessing, merged=option.merged, **option.settings)
+
+
+def tune(workshop: Workshop, precision: Precision, *, minutes: float, say: Say = lambda text: None) -> Choice:
+    """Choose the fastest engine of this precision; it takes about so many minutes, and not less than one trial."""
+    search = _Search(workshop, precision, minutes * 60, say)
+    plain = search.plain()
+    search.try_merged(plain)
+    return search.decide(plain)
+
+
+class _Search:
+    """What was timed so far: images a second by option."""
+
+    def __init__(self, workshop: Workshop, precision: Precision, seconds: float, say: Say) -> None:
+        self.workshop = workshop
+        self.precision = precision
+        self.say = say
+        self.started, self.seconds = time.perf_counter(), seconds
+        self.timed: list[tuple[Option, float]] = []
+        side, channels = workshop.preprocessing.image_size, workshop.preprocessing.channels
+        self.pixels = np.random.default_rng(0).integers(0, 256, (64, side, side, channels), np.uint8)
+
+    def late(self, share: float) -> bool:
+        """Whether this share of the time is over."""
+        return time.perf_counter() - self.started > share * self.seconds
+
+    def plain(self) -> list[Option]:
+        """Time the network as it stands, at all settings that there is time for; return them, the fastest first."""
+        merging_costs = SHARE_FOR_PLAIN if self.widths() else SHARE_FOR_ALL
+        self._try_all(self._plain_options(), merging_costs)
+        return self.fastest()
+
+    def try_merged(self, plain: list[Option]) -> None:
+        """Time merged groups, at those settings first at which the plain engine was fastest."""
+        variants = self.variants(plain[0])
+        settings = [option.settings for option in plain]
+        options = (
+            replace(_of(plain, chosen), merged=merged, merging=name)
+            for chosen in settings
+            for name, merged in variants.items()
+        )
+        self._try_all(options, SHARE_FOR_ALL)
+        if self.precision == "int8" and machine.has_fast_bfloat16():
+            best = self.fastest()[0]
+            self._try_all([replace(best, settings={**best.settings, "rest": "fp32"})], SHARE_FOR_ALL)
+
+    def decide(self, plain: list[Option]) -> Choice:
+        """Let the fastest take turns with the plain engine; hysteresis is on the plain one's side."""
+        finalists = [option for option in self.fastest() if option.merging != "none"][:FINALISTS]
+        options = list(plain[:1])
+        options += [each for each in (*finalists, *self.fastest()[:1]) if each not in options]
+        engines = [self.workshop.engine(option) for option in options]
+        rates = [0.0] * len(options)
+        for number in range(ROUNDS):
+            for place in range(len(options)):
+                rates[place] = max(rates[place], images_a_second(engines[place], self.pixels, SECONDS))
+            if self.late(1.0) and number:
+                break
+        best = max(range(len(options)), key=rates.__getitem__)
+        if rates[best] < (1 + GAIN) * rates[0]:
+            best = 0
+        finals = [
+            {**each.row, "images_a_second": rate, "final": True} for each, rate in zip(options, rates, strict=True)
+        ]
+        tried = [{**option.row, "images_a_second": rate} for option, rate in self.timed]
+        return Choice(options[best], rates[best], rates[0], (*tried, *finals))
+
+    def fastest(self) -> list[Option]:
+        """Return the options timed so far, the fastest first."""
+        return [option for option, _ in sorted(self.timed, key=lambda each: -each[1])]
+
+    def _try_all(self, options: Iterable[Option], share: float) -> None:
+        """Time options until this share of the time is over; the first one in any case."""
+        for option in options:
+            if self.timed and self.late(share):
+                return
+            rate = images_a_second(self.workshop.engine(option), self.pixels, SECONDS)
+            self.timed.append((option, rate))
+            self.say(f"{describe(option)}: {rate:.1f} img/s")
+
+    def _plain_options(self) -> list[Option]:
+        if self.workshop.graph is None:
+            return torch_options(self.precision, self.workshop.device)
+        options = [Option("openvino", asdict(settings)) for settings in openvino_settings(self.precision)]
+        if self.precision != "int8":
+            options.insert(2, torch_options(self.precision, self.workshop.device)[0])
+        return options
+
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Return (groups, channels a group) of the layers that could be merged, by name."""
+        if self.workshop.graph is not None:
+            return openvino.grouped_layers(self.workshop.graph)
+        from resnext.equivalence.merging import mergeable
+
+        convs = mergeable(self.workshop.network)
+        return {name: (conv.groups, conv.in_channels // conv.groups) for name, conv in convs.items()}
+
+    def variants(self, plain: Option) -> dict[str, dict[str, int]]:
+        """Return ways to merge, by name: each layer as it is fastest by itself, and all to the same width."""
+        layers = self.widths()
+        uniform: dict[str, dict[str, int]] = {}
+        for width in WIDTHS:
+            chosen = {name: factor_for(*layer, width) for name, layer in layers.items()}
+            if any(factor > 1 for factor in chosen.values()) and chosen not in uniform.values():
+                uniform[f"to {width}"] = chosen
+        if self.workshop.graph is None or not uniform:
+            return uniform
+        profiling = self.fastest_openvino()
+        by_layer = self._by_layer(uniform, layers, profiling)
+        return {"by layer": by_layer, **{name: each for name, each in uniform.items() if each != by_layer}}
+
+    def fastest_openvino(self) -> Settings:
+        """Return the settings of the fastest OpenVINO engine so far."""
+        return next(Settings(**option.settings) for option in self.fastest() if option.kind == "openvino")
+
+    def _by_layer(
+        self, uniform: Mapping[str, Mapping[str, int]], layers: Mapping[str, tuple[int, int]], settings: Settings
+    ) -> dict[str, int]:
+        """Return for each layer the factor with which it alone is fastest, by the profiles of whole graphs."""
+        best = dict.fromkeys(layers, (1, np.inf))
+        for chosen in ({}, *uniform.values()):
+            if chosen and self.late(SHARE_FOR_ALL):
+                break
+            times = openvino.layer_times(self.workshop.merged_graph(chosen), settings)
+            for name, (_, least) in best.items():
+                taken = times.get(name, np.inf)
+                if taken < (1 - GAIN) * least:
+                    best[name] = (chosen.get(name, 1), taken)
+            self.say(f"profiled {_sum(times, layers):.2f} ms in grouped layers, groups {_widest(chosen, layers)} wide")
+        return {name: factor for name, (factor, _) in best.items() if factor > 1}
+
+
+def images_a_second(engine: Engine, pixels: np.ndarray, seconds: float) -> float:
+    """Return the images a second of the fastest of the calls within so many seconds, after one to warm up.
+
+    The calls have as many images as the engine likes at a time, taken from `pixels` again and again.
+    """
+    images = np.take(pixels, np.arange(engine.batch_size) % len(pixels), axis=0)
+    engine(images)
+    least, ending = np.inf, time.perf_counter() + seconds
+    while True:
+        started = time.perf_counter()
+        engine(images)
+        now = time.perf_counter()
+        least = min(least, now - started)
+        if now >= ending:
+            return float(len(images) / least)
+
+
+def factor_for(groups: int, channels: int, width: int) -> int:
+    """Return how many groups of so many channels to merge: as many as divide them and stay within `width`."""
+    return max(
+        factor
+        for factor in range(1, groups + 1)
+        if groups % factor == 0 and (factor * channels <= width or factor == 1)
+    )
+
+
+def openvino_settings(precision: Precision) -> list[Settings]:
+    """Return settings worth a trial on this machine, the likeliest first."""
+    cores = machine.cores()
+    streams = sorted(
+        {cores, 1, *(count for count in (2, 4, 8, 16) if count < cores and cores % count == 0)}, reverse=True
+    )
+    rest: Literal["fp32", "bf16"] = "bf16" if precision == "int8" and machine.has_fast_bfloat16() else "fp32"
+    return [Settings(precision, batch, count, cores, rest) for batch in BATCHES for count in streams]
+
+
+def torch_options(precision: Precision, device: str) -> list[Option]:
+    """Return torch's engines: rewritten but not compiled, and compiled."""
+    shapes = [1, 8, 32] if device == "cpu" else [1, 8, 64, 256]
+    settings = {"precision": precision, "device": device, "batch_shapes": shapes, "shared": False}
+    return [Option("torch", {**settings, "compile": compiled}) for compiled in (False, True)]
+
+
+def describe(option: Option) -> str:
+    """Say what an option is."""
+    row = option.row
+    if option.kind == "torch":
+        how = "compiled" if row["compile"] else "eager"
+        return f"torch {row['precision']} {how} on {row['device']}, merged: {option.merging}"
+    rest = f" with {row['rest']}" if row["precision"] == "int8" else ""
+    return (
+        f"OpenVINO {row['precision']}{rest}, batch {row['batch']} × {row['streams']} streams, merged: {option.merging}"
+    )
+
+
+def _of(options: Iterable[Option], settings: Mapping[str, Any]) -> Option:
+    return next(option for option in options if option.settings == settings)
+
+
+def _sum(times: Mapping[str, float], layers: Iterable[str]) -> float:
+    return sum(times.get(name, 0.0) for name in layers)
+
+
+def _widest(chosen: Mapping[str, int], layers: Mapping[str, tuple[int, int]]) -> int:
+    return max(chosen.get(name, 1) * channels for name, (_, channels) in layers.items())
