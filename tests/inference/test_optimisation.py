@@ -15,13 +15,17 @@ import pytest
 import resnext
 from making import TINY, write_colours
 from resnext.bundle import ENGINE, ENGINES
+from resnext.data.images import read_image
+from resnext.data.loader import Files
 from resnext.data.preprocessing import Preprocessing
 from resnext.engine import TorchEngine
 from resnext.equivalence import certificate
 from resnext.errors import UserError
 from resnext.inference import optimisation, quantization, remembering, tuning
+from resnext.inference.classifier import Prediction
 from resnext.inference.engines import openvino, regrouping
 from resnext.inference.engines.stored import StoredEngine
+from resnext.inference.files import predict_files
 from resnext.inference.optimisation import Effort, Optimised, optimize
 from resnext.inference.tuning import Choice, Option, Workshop
 from resnext.training.run import train
@@ -191,6 +195,63 @@ def test_images_of_other_classes_are_refused(run: Path, tmp_path: Path, quick: l
     (other / "red").rename(other / "violet")
     why = mistake(lambda: optimize(run, precision="int8", calibration=other, effort=QUICK))
     assert "violet" in why
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write JPEG files that can be decoded at a quarter of their size: the network takes 16 pixels."""
+    return write_colours(tmp_path_factory.mktemp("photos"), 205, size=128, suffix="jpg", seed=3)
+
+
+def test_large_photos_are_decoded_smaller_where_that_is_proved(run: Path, photos: Path, quick: list[str]) -> None:
+    said: list[str] = []
+    done = optimize(run, precision="int8", calibration=photos, effort=QUICK, say=said.append)
+    assert done.record.scaled
+    assert "Large photos are decoded at a part of their size" in said
+    classifier = resnext.load(run)
+    preprocessing = classifier.preprocessing
+    files = sorted(photos.rglob("*.jpg"))[:40]
+    small = np.stack([preprocessing.pixels(read_image(file, enough=preprocessing.enough)) for file in files])
+    whole = np.stack([preprocessing.pixels(read_image(file)) for file in files])
+    assert not np.array_equal(small, whole)
+    expected = [dict(one.ranked) for one in classifier.rank(classifier.engine(small), [None] * 40, None)]
+    one_by_one = [dict(classifier(file).ranked) for file in files]
+    in_files = [dict(one.ranked) for one in predict_files(classifier, files) if isinstance(one, Prediction)]
+    for found in (one_by_one, in_files):
+        for first, second in zip(found, expected, strict=True):
+            assert first == pytest.approx(second, abs=1e-6)
+
+
+def test_what_scaling_changes_too_much_is_decoded_whole(
+    run: Path, photos: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A negative control: scaled photos come out as negatives."""
+    read = Files.read
+    monkeypatch.setattr(
+        Files, "read", lambda files, index: 255 - read(files, index) if files.scaled else read(files, index)
+    )
+    said: list[str] = []
+    done = optimize(run, precision="int8", calibration=photos, effort=QUICK, say=said.append)
+    assert not done.record.scaled
+    assert done.certificate.agreement >= certificate.AGREEMENT["int8"]
+    assert any(line.startswith("Large photos are decoded whole") for line in said)
+    assert not resnext.load(run).scaled
+
+
+def test_an_exact_engine_and_small_images_are_decoded_whole(run: Path, photos: Path, quick: list[str]) -> None:
+    assert not optimize(run, precision="fp32", calibration=photos, effort=QUICK).record.scaled
+    assert not optimize(run, precision="int8", effort=QUICK).record.scaled
+
+
+def test_torch_in_place_of_a_damaged_engine_gets_whole_photos(run: Path, photos: Path, quick: list[str]) -> None:
+    optimize(run, precision="int8", calibration=photos, effort=QUICK)
+    for file in (run / "model" / ENGINES).glob("*.blob"):
+        file.write_bytes(b"no engine")
+    classifier = resnext.load(run)
+    assert classifier.scaled
+    classifier.engine(PIXELS)
+    assert "hash mismatch" in classifier.notes[0]
+    assert not classifier.scaled
 
 
 def test_what_was_chosen_is_remembered_until_it_shall_be_timed_again(run: Path, quick: list[str]) -> None:

@@ -164,7 +164,7 @@ def test_a_network_without_groups_is_tuned_too(toy: Callable[..., Toy], monkeypa
     assert choice.option.kind == "torch" or batch(choice.option) == 1
 
 
-@pytest.mark.parametrize(("groups", "channels"), [(32, 4), (32, 16), (12, 5), (1, 64), (7, 100), (6, 1)])
+@pytest.mark.parametrize(("groups", "channels"), [(32, 4), (32, 16), (12, 5), (10, 4), (1, 64), (7, 100), (6, 1)])
 @pytest.mark.parametrize("width", tuning.WIDTHS)
 def test_a_merged_group_is_as_wide_as_it_may_be(groups: int, channels: int, width: int) -> None:
     factor = factor_for(groups, channels, width)

@@ -200,5 +200,6 @@ def _take_turns(lanes: list[Lane], plan: Plan, progress: Progress) -> None:
             time.sleep(PAUSE)
         if number == plan.rounds - 1:
             for lane in lanes:
-                lane.figures = replace(lane.figures, memory_mib=lane.ask("memory") or 0.0)
+                peak = lane.ask("memory")  # first: where it fails, the figures are others
+                lane.figures = replace(lane.figures, memory_mib=peak or 0.0)
     progress(TURNS, steps, steps)

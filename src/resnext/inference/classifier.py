@@ -77,6 +77,11 @@ class Classifier:
         return self.bundle.contents.preprocessing
 
     @property
+    def scaled(self) -> bool:
+        """Whether the engine was proved on large photos that are decoded at a part of their size."""
+        return isinstance(self.engine, StoredEngine) and self.engine.scaled
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Which optimised engine runs and how it was proved, or why it does not; nothing where the bundle has none.
 
@@ -124,7 +129,7 @@ class Classifier:
             picture = Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
         if isinstance(picture, Image.Image):
             return as_picture(picture, channels=channels)
-        return read_image(picture, channels=channels)
+        return read_image(picture, channels=channels, enough=self.preprocessing.enough if self.scaled else None)
 
     def rank(self, logits: np.ndarray, names: Sequence[str | None], top: int | None) -> list[Prediction]:
         """Turn logits N×K into predictions; `names` are the images' paths, or None."""

@@ -71,7 +71,7 @@ def reader(classifier: Classifier, split: Split) -> Loader:
     """Return the loader that reads a split's files in order, in batches that suit the classifier's engine."""
     preprocessing = classifier.preprocessing
     return Loader(
-        Files(split, preprocessing),
+        Files(split, preprocessing, scaled=classifier.scaled),
         split,
         preprocessing,
         batch_size=classifier.engine.batch_size,

@@ -18,10 +18,10 @@ import numpy as np
 
 from resnext import machine
 from resnext.bundle import ENGINES, Bundle
-from resnext.engine import TorchEngine, choose_device
+from resnext.engine import Engine, TorchEngine, choose_device
 from resnext.equivalence.certificate import IMAGES_FOR_AGREEMENT, Certificate, Verdict, compare, judge
 from resnext.errors import UserError
-from resnext.inference import proof, quantization, remembering, tuning
+from resnext.inference import proof, quantization, remembering, scaling, tuning
 from resnext.inference.engines import openvino, stored
 from resnext.inference.engines.openvino import Precision
 from resnext.inference.engines.stored import Record
@@ -72,6 +72,7 @@ class Optimised:
             "plain_images_a_second": self.choice.plain_rate,
             "certificate": self.record.certificate,
             "unproved": self.record.unproved,
+            "scaled": self.record.scaled,
             "remembered": self.choice.remembered,
             "tried": list(self.choice.tried),
             "notes": list(self.notes),
@@ -153,10 +154,12 @@ class _Optimisation:
         for way, workshop in self._workshops():
             choice = self._choose(workshop)
             self.say(f"Chosen: {tuning.describe(choice.option)}. Comparing it with torch in fp32.")
-            certificate = compare(self.reference, workshop.engine(choice.option), self.images.proof)
+            engine = workshop.engine(choice.option)
+            certificate = compare(self.reference, engine, self.images.proof)
             verdict = judge(certificate, self.precision, unproved=self.effort.unproved)
             if verdict.passed:
-                return self._write(workshop, choice, certificate, verdict)
+                scaled = self._scaled(engine)
+                return self._write(workshop, choice, *(scaled or (certificate, verdict)), scaled=bool(scaled))
             refused.append(f"{way}: {verdict.reason}")
             self.say(f"Refused, {refused[-1]}")
         raise UserError(self._refusal(refused))
@@ -187,7 +190,19 @@ class _Optimisation:
         remembering.remember(place, choice)
         return choice
 
-    def _write(self, workshop: Workshop, choice: Choice, certificate: Certificate, verdict: Verdict) -> Optimised:
+    def _scaled(self, engine: Engine) -> tuple[Certificate, Verdict] | None:
+        """Return the proof that large photos may be decoded at a part of their size; None where there is none."""
+        certificate = scaling.certify(self.reference, engine, self.images.proof)
+        if certificate is None:
+            return None
+        verdict = judge(certificate, self.precision, unproved=self.effort.unproved)
+        how = "at a part of their size" if verdict.passed else f"whole, as otherwise: {verdict.reason}"
+        self.say(f"Large photos are decoded {how}")
+        return (certificate, verdict) if verdict.passed else None
+
+    def _write(
+        self, workshop: Workshop, choice: Choice, certificate: Certificate, verdict: Verdict, *, scaled: bool
+    ) -> Optimised:
         option = choice.option
         record = Record(
             option.kind,
@@ -197,6 +212,7 @@ class _Optimisation:
             certificate={**certificate.to_dict(), "reason": verdict.reason, "images_from": self.images.source},
             tried=list(choice.tried),
             unproved=verdict.unproved,
+            scaled=scaled,
         )
         graph = workshop.merged_graph(option.merged) if option.kind == "openvino" else None
         written = stored.write(self.bundle, record, graph)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from resnext.data.preprocessing import Preprocessing
     from resnext.inference.engines.openvino import Graph
 
-WIDTHS = (16, 32, 64, 128)
+WIDTHS = (8, 16, 32, 64, 128)
 """Channels of a merged group that are tried for each layer; wider ones only add work."""
 
 BATCHES = (4, 1, 16, 8, 2, 32)
@@ -148,9 +148,12 @@ class _Search:
             for name, merged in variants.items()
         )
         self._try_all(options, SHARE_FOR_ALL)
+        best = self.fastest()[0]
+        changes: dict[str, Any] = {"shared": True} if best.kind == "torch" else {}
         if self.precision == "int8" and machine.has_fast_bfloat16():
-            best = self.fastest()[0]
-            self._try_all([replace(best, settings={**best.settings, "rest": "fp32"})], SHARE_FOR_ALL)
+            changes = {"rest": "fp32"}
+        if changes:
+            self._try_all([replace(best, settings={**best.settings, **changes})], SHARE_FOR_ALL)
 
     def decide(self, plain: list[Option]) -> Choice:
         """Let the fastest take turns with the plain engine; hysteresis is on the plain one's side."""

@@ -40,8 +40,9 @@ class Record:
 
     `settings` are the fields of `openvino.Settings`, or the keywords of `CompiledEngine`; `merged` says how many
     groups of a layer were merged into one; `certificate` is that of `equivalence/certificate.py`, as a dict, and
-    `unproved` whether the engine was accepted without proof; `tried` holds a row for each thing that was timed. The
-    fields from `identity` on are filled in by `write`.
+    `unproved` whether the engine was accepted without proof; `tried` holds a row for each thing that was timed;
+    `scaled` says that it was proved on large photos decoded at a part of their size, so that they may be. The fields
+    from `identity` on are filled in by `write`.
     """
 
     kind: Literal["openvino", "torch"]
@@ -51,6 +52,7 @@ class Record:
     certificate: dict[str, Any] = field(default_factory=dict)
     tried: list[dict[str, Any]] = field(default_factory=list)
     unproved: bool = False
+    scaled: bool = False
     identity: str = ""
     image_size: int = 0
     machine: dict[str, Any] = field(default_factory=dict)
@@ -123,6 +125,10 @@ def open(bundle: Bundle) -> tuple[StoredEngine | None, str | None]:
     return StoredEngine(bundle, record, engine), None
 
 
+class Fallback(TorchEngine):
+    """What runs where the optimised engine turned out not to."""
+
+
 class StoredEngine:
     """A bundle's optimised engine; eager torch from the moment on that it turns out not to work.
 
@@ -137,13 +143,18 @@ class StoredEngine:
         proof = record.certificate.get("summary", "no certificate")
         self.note = f"Optimised engine: {record.name}{', unproved' if record.unproved else ''} ({proof})."
 
+    @property
+    def scaled(self) -> bool:
+        """Whether large photos may be decoded at a part of their size for what runs."""
+        return self.record.scaled and not isinstance(self.engine, Fallback)
+
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Map uint8 pixels N×S×S×C to float32 logits N×K."""
         try:
             return self.engine(pixels)
         except (Unusable, UserError) as why:
             self.note = _left_aside(why)
-            self.engine = TorchEngine(self.bundle.build(), self.bundle.contents.preprocessing)
+            self.engine = Fallback(self.bundle.build(), self.bundle.contents.preprocessing)
             return self.engine(pixels)
 
 
@@ -162,7 +173,8 @@ def _check_types(record: Record) -> None:
     """Raise TypeError where a field of engine.json is of another kind than it must be."""
     tables = [record.settings, record.merged, record.certificate, record.machine, record.software, record.files]
     texts = [record.precision, record.identity, *record.software.values(), *record.files.values()]
-    if not all(isinstance(table, dict) for table in tables) or not all(isinstance(text, str) for text in texts):
+    kinds = ((dict, tables), (str, texts), (bool, [record.unproved, record.scaled]))
+    if not all(isinstance(one, kind) for kind, each in kinds for one in each):
         raise TypeError("a field is of the wrong kind")
     if record.kind not in NAMES:
         raise TypeError(f"there is no kind of engine {record.kind!r}")
