@@ -48,6 +48,7 @@ BASE = Contender("eager", "fp32", NCHW)
 PEERS = (
     BASE,
     Contender("eager", "fp32", LAST),
+    Contender("compile", "fp32", LAST),
     Contender("eager", "bf16", LAST),
     Contender("compile", "bf16", LAST),
     Contender("onnxruntime", "fp32"),
