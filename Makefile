@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Everything but the peers that benchmarks compare with.
 EXTRAS := cpu,serve,report,scale,hub,export,heif,test
 
-.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting bench-files clean
+.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting bench-files bench-inference bench-training-step bench-layers clean
 
 setup: $(VENV)/.ready
 
@@ -27,7 +27,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 # Long measurements; each prints a table. RESNEXT_CIFAR10 names an unpacked CIFAR-10 or the zip of it.
-bench: bench-training bench-loader bench-stochastic-depth bench-files bench-overfitting
+bench: bench-training bench-training-step bench-loader bench-stochastic-depth bench-inference bench-layers bench-files bench-overfitting
 
 $(VENV)/.bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),bench]'
@@ -41,6 +41,16 @@ bench-loader: $(VENV)/.bench
 
 bench-stochastic-depth: setup
 	$(BIN)/python benchmarks/stochastic_depth.py
+
+bench-inference: $(VENV)/.bench
+	$(BIN)/python benchmarks/inference.py
+
+bench-layers: setup
+	$(BIN)/python benchmarks/layers.py
+
+bench-training-step: setup
+	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/training_step.py --network cifar_resnext20_8x8d --image-size 32 --batch-size 128
 
 bench-files: setup
 	$(BIN)/python benchmarks/files.py

@@ -15,6 +15,7 @@ import argparse
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,8 +26,11 @@ from resnext import catalog, complexity, machine
 from resnext.data.preprocessing import Preprocessing
 from resnext.inference import quantization, tuning
 from resnext.inference.engines import openvino
-from resnext.inference.engines.openvino import Graph, Settings
+from resnext.inference.engines.openvino import Settings
 from resnext.inference.tuning import Workshop
+
+if TYPE_CHECKING:
+    from resnext.inference.engines.openvino import Graph
 
 CALIBRATING = 16
 CHANNELS, SIDE = 256, 28

@@ -68,7 +68,14 @@ def recipe(options: argparse.Namespace, form: str) -> Recipe:
             "batch_size": options.batch_size,
             "label_smoothing": 0.0,
             "data": {"image_size": side, "resize": side, "mean": Preprocessing.mean, "std": Preprocessing.std},
-            "optimizer": {"name": "sgd", "learning_rate": RATE, "momentum": 0.9, "weight_decay": 1e-4},
+            "optimizer": {
+                "name": "sgd",
+                "learning_rate": RATE,
+                "momentum": 0.9,
+                "nesterov": False,
+                "weight_decay": 1e-4,
+                "decay": "all",
+            },
             "machine": {"precision": options.precision, "form": form},
         }
     )
