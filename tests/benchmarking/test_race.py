@@ -30,6 +30,8 @@ class Stage:
 
 
 class StagedChild:
+    patience = 1.0
+
     def __init__(self, stage: Stage, log: Path) -> None:
         self.stage, self.log, self.name = stage, log, log.stem.removesuffix("-preparing")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +264,18 @@ def test_a_missing_library_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     openvino.library.cache_clear()
     assert openvino.is_available()
+
+
+def test_threads_may_share_an_engine(graph: Any) -> None:
+    """Each gets the answers to its own images; without turns they would get one another's, or errors."""
+    engine = OpenVINOEngine.from_model(graph, FP32)
+    pixels = some_pixels(40)
+    expected = engine(pixels)
+
+    def ask(number: int) -> bool:
+        count = (1, 9)[number % 2]
+        start = number % (len(pixels) - count)
+        return bool(np.allclose(engine(pixels[start : start + count]), expected[start : start + count], atol=1e-4))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(200)))

@@ -249,9 +249,16 @@ def test_torch_in_place_of_a_damaged_engine_gets_whole_photos(run: Path, photos:
         file.write_bytes(b"no engine")
     classifier = resnext.load(run)
     assert classifier.scaled
-    classifier.engine(PIXELS)
+    files = sorted(photos.rglob("*.jpg"))[:5]
+    torch_alone = resnext.load(run, engine="torch")
+    for found, expected in zip(predict_files(classifier, files), predict_files(torch_alone, files), strict=True):
+        assert isinstance(found, Prediction)
+        assert isinstance(expected, Prediction)
+        assert dict(found.ranked) == pytest.approx(dict(expected.ranked), abs=1e-5)
     assert "hash mismatch" in classifier.notes[0]
     assert not classifier.scaled
+    again = resnext.load(run)
+    assert dict(again(files[0]).ranked) == pytest.approx(dict(torch_alone(files[0]).ranked), abs=1e-5)
 
 
 def test_what_was_chosen_is_remembered_until_it_shall_be_timed_again(run: Path, quick: list[str]) -> None:
@@ -264,6 +271,50 @@ def test_what_was_chosen_is_remembered_until_it_shall_be_timed_again(run: Path, 
     assert (third.choice.remembered, quick) == (False, ["fp32", "fp32"])
     optimize(run, precision="int8", effort=QUICK)
     assert quick[-1] == "int8", "another precision has another choice"
+
+
+def test_a_choice_that_no_longer_works_is_made_again(run: Path, quick: list[str]) -> None:
+    optimize(run, precision="fp32", effort=QUICK)
+    place = next((run.parent / "cache" / "tuning").glob("*.json"))
+    told = json.loads(place.read_text())
+    told["option"]["merged"] = {"a layer of another network": 2}
+    place.write_text(json.dumps(told))
+    done = optimize(run, precision="fp32", effort=QUICK)
+    assert (done.choice.remembered, quick) == (False, ["fp32", "fp32"])
+
+
+def test_auto_goes_on_with_fp32_where_bf16_is_refused(
+    run: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = certificate.judge
+
+    def strict(made: Any, precision: Any, **options: Any) -> Any:
+        return (
+            certificate.Verdict(False, "Not near enough.")
+            if precision == "bf16"
+            else judged(made, precision, **options)
+        )
+
+    monkeypatch.setattr(optimisation, "judge", strict)
+    monkeypatch.setattr(optimisation.machine, "has_fast_bfloat16", lambda: True)
+    said: list[str] = []
+    assert optimize(run, effort=QUICK, say=said.append).record.precision == "fp32"
+    assert any("Not near enough" in line for line in said)
+    assert "Not near enough" in mistake(lambda: optimize(run, precision="bf16", effort=QUICK))
+
+
+def test_bf16_is_refused_where_the_processor_has_none(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimisation.machine, "has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(optimisation, "choose_device", lambda device: "cpu")
+    assert "does not multiply it" in mistake(lambda: optimize(run, precision="bf16", effort=QUICK))
+
+
+def test_a_bundle_that_cannot_be_written_to_is_refused_at_once(
+    run: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimisation.os, "access", lambda path, mode: False)
+    assert "cannot be written to" in mistake(lambda: optimize(run, precision="fp32", effort=QUICK))
+    assert not quick
 
 
 def test_another_machine_times_anew(run: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import torch
 from resnext import catalog
 from resnext.data.preprocessing import Preprocessing
 from resnext.engine import TorchEngine
+from resnext.errors import UserError
 from resnext.inference import tuning
 from resnext.inference.engines import openvino
 from resnext.inference.engines.openvino import Settings
@@ -131,6 +132,26 @@ def test_the_time_limit_is_kept(toy: Callable[..., Toy], minutes: float) -> None
     one = 1 + tuning.SECONDS
     assert workshop.clock.now <= max(minutes * 60 * tuning.SHARE_FOR_ALL, 2 * one) + one + finals
     assert workshop.built
+
+
+def test_what_does_not_run_is_left_out(toy: Callable[..., Toy]) -> None:
+    def speed(option: Option) -> float:
+        if option.kind == "torch" or option.merging == "to 64":
+            raise UserError("there is no compiler.\nInstall one.")
+        return 100.0 + 10 * (option.merging in ("to 32", "to 64"))
+
+    said: list[str] = []
+    choice = tuning.tune(toy(speed), "bf16", minutes=10, say=said.append)
+    assert choice.option.merging == "to 32"
+    assert any("torch" in line and line.endswith("left out. there is no compiler.") for line in said)
+
+
+def test_where_nothing_runs_the_reason_is_told(toy: Callable[..., Toy]) -> None:
+    def speed(option: Option) -> float:
+        raise RuntimeError("no such processor")
+
+    with pytest.raises(RuntimeError, match="no such processor"):
+        tuning.tune(toy(speed), "fp32", minutes=1)
 
 
 def test_without_openvino_torch_s_forms_are_tried(toy: Callable[..., Toy]) -> None:

@@ -34,7 +34,7 @@ class Child:
     def __init__(self, log: Path, threads: int) -> None:
         # OpenMP's threads are as many as anybody else's; how they wait within a batch is left as it is by default.
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "KMP_BLOCKTIME": "0"}
-        self.log = log
+        self.log, self.patience = log, PATIENCE
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "resnext.benchmarking.worker"],
@@ -63,8 +63,8 @@ class Child:
             process.stdin.flush()
         except BrokenPipeError:
             raise Failed(self._last_words()) from None
-        if not select.select([process.stdout], [], [], PATIENCE)[0]:
-            raise Failed(f"no answer within {PATIENCE / 60:.0f} minutes")
+        if not select.select([process.stdout], [], [], self.patience)[0]:
+            raise Failed(f"no answer within {self.patience / 60:.0f} minutes")
         line = process.stdout.readline()
         if not line:
             raise Failed(self._last_words())

@@ -24,8 +24,10 @@ LEAST = 64
 def prepare(contender: Contender, place: Place) -> list[Settings]:
     """Take the bundle's engine, or tune one into a copy of the bundle; return its settings, the only ones to try."""
     bundle = place.open()
-    record = stored.read(bundle)
-    if record is None or record.precision != contender.precision:
+    engine, _ = stored.open(bundle)
+    record = None if engine is None else engine.record
+    # Peers run on the processor: so must ours. What was tuned elsewhere is tuned anew.
+    if record is None or record.precision != contender.precision or record.settings.get("device", "cpu") != "cpu":
         bundle = _copy(bundle, place.file(contender.key))
         record = _tune(bundle, contender, place)
     return [{**record.settings, "kind": record.kind, "merged": len(record.merged)}]
@@ -42,6 +44,7 @@ def _copy(bundle: Bundle, target: Path) -> Bundle:
     shutil.copytree(
         bundle.path.resolve(), target, copy_function=os.symlink, ignore=shutil.ignore_patterns(f"{ENGINES}*")
     )
+    target.chmod(0o700)  # the bundle's own folder may be read-only
     return Bundle.open(target)
 
 

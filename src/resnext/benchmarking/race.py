@@ -164,6 +164,7 @@ def _prepare(lane: Lane, place: Place) -> None:
     """Have a contender convert, tune and choose its settings, in a process that ends afterwards with all it held."""
     who = lane.figures.contender
     with Child(place.file(f"{who.key}-preparing.log"), place.threads) as lane.child:
+        lane.child.patience += 60 * place.minutes + 20 * len(place.batches) * place.seconds
         told = lane.ask("prepare", contender=who.to_dict(), place=place.to_dict())
     lane.child = None
     if told is not None:

@@ -115,10 +115,17 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"[:300]
 
 
+def _keep_to(threads: int) -> None:
+    """Keep this process on as many cores as it may have threads, whatever the libraries think of them."""
+    if hasattr(os, "sched_setaffinity") and 0 < threads < len(cores := sorted(os.sched_getaffinity(0))):
+        os.sched_setaffinity(0, cores[:threads])
+
+
 def main() -> None:
     """Answer requests until there are no more."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    _keep_to(int(os.environ.get("OMP_NUM_THREADS", "0")))
     worker = Worker()
     for line in sys.stdin:
         request = json.loads(line)

@@ -93,6 +93,11 @@ def benchmark(
         **vars(effort),
         **vars(images),
     )
+    folder = out or _place(what)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: {error.strerror}. Choose another folder.") from error
     with Display() as display:
 
         def tell(what: str, done: int, total: int) -> None:
@@ -102,7 +107,7 @@ def benchmark(
                 display.say(f"{what[:1].upper()}{what[1:]} ({done + 1} of {total})")
 
         done = race.run(plan, tell)
-    _show(done, out or _place(what), output)
+    _show(done, folder, output)
 
 
 def _place(what: str) -> Path:

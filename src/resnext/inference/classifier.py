@@ -81,6 +81,11 @@ class Classifier:
         """Whether the engine was proved on large photos that are decoded at a part of their size."""
         return isinstance(self.engine, StoredEngine) and self.engine.scaled
 
+    def open_for(self, count: int) -> None:
+        """Have a stored engine open what so many images need: how they are read may depend on whether it can."""
+        if isinstance(self.engine, StoredEngine):
+            self.engine.open_for(min(count, self.engine.batch_size))
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Which optimised engine runs and how it was proved, or why it does not; nothing where the bundle has none.
@@ -110,6 +115,7 @@ class Classifier:
     def _classify(self, pictures: Sequence[Picture], top: int | None) -> list[Prediction]:
         if not pictures:
             return []
+        self.open_for(len(pictures))
         pixels = [self.preprocessing.pixels(self._read(picture)) for picture in pictures]
         names = [str(picture) if isinstance(picture, (str, Path)) else None for picture in pictures]
         return self.rank(self.engine(np.stack(pixels)), names, top)

@@ -70,6 +70,7 @@ def predict_files(
 def reader(classifier: Classifier, split: Split) -> Loader:
     """Return the loader that reads a split's files in order, in batches that suit the classifier's engine."""
     preprocessing = classifier.preprocessing
+    classifier.open_for(len(split))
     return Loader(
         Files(split, preprocessing, scaled=classifier.scaled),
         split,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,20 @@ def optimize(
         raise UserError(why)
     if (why := _reason_impossible(chosen)) is not None:
         raise UserError(why if why.endswith(".") else f"{why}.")
+    if not os.access(opened.path, os.W_OK):
+        raise UserError(f"{opened.path} cannot be written to, so no engine can be put there. Copy the bundle first.")
     say(f"{chosen}: {len(images.calibration):,} images calibrate, {len(images.proof):,} prove ({images.source}).")
-    return _Optimisation(opened, images, chosen, effort, say).run()
+    try:
+        return _Optimisation(opened, images, chosen, effort, say).run()
+    except _Refused as refusal:
+        if precision != "auto" or chosen == "fp32":
+            raise
+        say(f"{refusal}\nGoing on with fp32.")
+        return _Optimisation(opened, images, "fp32", effort, say).run()
+
+
+class _Refused(UserError):
+    """Nothing of this precision passed its gate."""
 
 
 def _precision(asked: str, images: Images) -> Precision:
@@ -152,7 +165,7 @@ class _Optimisation:
         """Try one way after the other until one passes its gate."""
         refused = []
         for way, workshop in self._workshops():
-            choice = self._choose(workshop)
+            choice = self._choose(workshop, way)
             self.say(f"Chosen: {tuning.describe(choice.option)}. Comparing it with torch in fp32.")
             engine = workshop.engine(choice.option)
             certificate = compare(self.reference, engine, self.images.proof)
@@ -162,7 +175,7 @@ class _Optimisation:
                 return self._write(workshop, choice, *(scaled or (certificate, verdict)), scaled=bool(scaled))
             refused.append(f"{way}: {verdict.reason}")
             self.say(f"Refused, {refused[-1]}")
-        raise UserError(self._refusal(refused))
+        raise _Refused(self._refusal(refused))
 
     def _workshops(self) -> Iterator[tuple[str, Workshop]]:
         """Yield what engines can be built from: in int8, one way of quantising after the other."""
@@ -179,16 +192,25 @@ class _Optimisation:
             quantised = quantization.quantise(graph, iter(self.images.calibration), len(self.images.calibration), way)
             yield f"int8 {way.name}", Workshop(self.network, self.preprocessing, quantised)
 
-    def _choose(self, workshop: Workshop) -> Choice:
-        engines = [f"torch on {workshop.device}", *(["openvino"] if workshop.graph is not None else [])]
+    def _choose(self, workshop: Workshop, way: str) -> Choice:
+        engines = [f"torch on {workshop.device}", *([f"openvino, {way}"] if workshop.graph is not None else [])]
         place = remembering.place_of(self.bundle, self.precision, engines)
         known = None if self.effort.retune else remembering.recall(place)
-        if known is not None:
+        if known is not None and self._works(workshop, known):
             self.notes.append("Settings as they were chosen before on this machine; --retune times them again.")
             return known
         choice = tuning.tune(workshop, self.precision, minutes=self.effort.minutes, say=self.say)
         remembering.remember(place, choice)
         return choice
+
+    def _works(self, workshop: Workshop, choice: Choice) -> bool:
+        """Whether what was chosen before can still be built and run: a compiler may be gone, a file damaged."""
+        side, channels = self.preprocessing.image_size, self.preprocessing.channels
+        try:
+            workshop.engine(choice.option)(np.zeros((1, side, side, channels), np.uint8))
+        except (UserError, RuntimeError, AssertionError, TypeError, ValueError):
+            return False
+        return True
 
     def _scaled(self, engine: Engine) -> tuple[Certificate, Verdict] | None:
         """Return the proof that large photos may be decoded at a part of their size; None where there is none."""
@@ -222,7 +244,8 @@ class _Optimisation:
     def _refusal(self, refused: Sequence[str]) -> str:
         """Say in two or three lines why nothing passed, and what to do."""
         kept = "The engine it had is kept" if (self.bundle.path / ENGINES).is_dir() else "It gets no engine"
-        others = {"int8": "Try --precision bf16 or fp32.", "bf16": "Try --precision fp32."}
+        bf16 = " or bf16" if _reason_impossible("bf16") is None else ""
+        others = {"int8": f"Try --precision fp32{bf16}.", "bf16": "Try --precision fp32."}
         return f"{refused[-1]}\n{kept}. {others.get(self.precision, 'Please report that: a rewrite should be exact.')}"
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from resnext import machine
 from resnext.engine import Engine
+from resnext.errors import UserError
 from resnext.inference.engines import openvino
 from resnext.inference.engines.openvino import OpenVINOEngine, Precision, Settings
 
@@ -125,6 +126,7 @@ class _Search:
         self.say = say
         self.started, self.seconds = time.perf_counter(), seconds
         self.timed: list[tuple[Option, float]] = []
+        self.failure: UserError | RuntimeError | None = None
         side, channels = workshop.preprocessing.image_size, workshop.preprocessing.channels
         self.pixels = np.random.default_rng(0).integers(0, 256, (64, side, side, channels), np.uint8)
 
@@ -136,6 +138,9 @@ class _Search:
         """Time the network as it stands, at all settings that there is time for; return them, the fastest first."""
         merging_costs = SHARE_FOR_PLAIN if self.widths() else SHARE_FOR_ALL
         self._try_all(self._plain_options(), merging_costs)
+        if not self.timed:
+            assert self.failure is not None
+            raise self.failure
         return self.fastest()
 
     def try_merged(self, plain: list[Option]) -> None:
@@ -181,11 +186,16 @@ class _Search:
         return [option for option, _ in sorted(self.timed, key=lambda each: -each[1])]
 
     def _try_all(self, options: Iterable[Option], share: float) -> None:
-        """Time options until this share of the time is over; the first one in any case."""
+        """Time options until this share of the time is over, one that works in any case; others are left out."""
         for option in options:
             if self.timed and self.late(share):
                 return
-            rate = images_a_second(self.workshop.engine(option), self.pixels, SECONDS)
+            try:
+                rate = images_a_second(self.workshop.engine(option), self.pixels, SECONDS)
+            except (UserError, RuntimeError) as failure:
+                self.failure = failure
+                self.say(f"{describe(option)}: left out. {str(failure).strip().partition(chr(10))[0]}")
+                continue
             self.timed.append((option, rate))
             self.say(f"{describe(option)}: {rate:.1f} img/s")
 
@@ -214,7 +224,7 @@ class _Search:
             chosen = {name: factor_for(*layer, width) for name, layer in layers.items()}
             if any(factor > 1 for factor in chosen.values()) and chosen not in uniform.values():
                 uniform[f"to {width}"] = chosen
-        if self.workshop.graph is None or not uniform:
+        if not uniform or all(option.kind == "torch" for option, _ in self.timed):
             return uniform
         profiling = self.fastest_openvino()
         by_layer = self._by_layer(uniform, layers, profiling)

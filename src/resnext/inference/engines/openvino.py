@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import median
+from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -246,9 +247,14 @@ class Compiled:
         self.batch = int(model.input(0).get_shape()[0])
         self.classes = int(model.output(0).get_shape()[1])
         self.requests = [model.create_infer_request() for _ in range(QUEUED * streams)]
+        self.lock = Lock()  # a request holds one call's results at a time
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Map uint8 pixels N×S×S×C to float32 logits N×K, in pieces; the last one is padded with zeros."""
+        with self.lock:
+            return self._run(pixels)
+
+    def _run(self, pixels: np.ndarray) -> np.ndarray:
         logits = np.empty((len(pixels), self.classes), np.float32)
         free, running = deque(self.requests), deque[tuple[Any, int]]()
 
@@ -282,6 +288,8 @@ class Compiled:
 class OpenVINOEngine:
     """Run a graph in OpenVINO: one model for single images, and one for batches in several streams.
 
+    Threads may share it; their calls take turns.
+
     `for_one` and `for_many` make them when they are first needed.
     """
 
@@ -293,6 +301,7 @@ class OpenVINOEngine:
         self.batch_size = step * -(-FEWEST_PER_CALL // step)
         self._makers = {"one": for_one, "many": for_many}
         self._compiled: dict[str, Compiled] = {}
+        self._lock = Lock()
 
     @classmethod
     def from_model(cls, model: Graph, settings: Settings) -> OpenVINOEngine:
@@ -304,6 +313,10 @@ class OpenVINOEngine:
         assert pixels.dtype == np.uint8, pixels.dtype
         return self._fitting(len(pixels))(pixels)
 
+    def open_for(self, count: int) -> None:
+        """Open what so many images need, which the first call does otherwise."""
+        self._fitting(count)
+
     def _fitting(self, count: int) -> Compiled:
         """Return the model to run so many images with: a few run one by one, unless that means one more to open."""
         few = 2 * count <= self.settings.batch
@@ -312,6 +325,7 @@ class OpenVINOEngine:
         return self._open("many", self.settings.streams)
 
     def _open(self, name: str, streams: int) -> Compiled:
-        if name not in self._compiled:
-            self._compiled[name] = Compiled(self._makers[name](), streams)
-        return self._compiled[name]
+        with self._lock:
+            if name not in self._compiled:
+                self._compiled[name] = Compiled(self._makers[name](), streams)
+            return self._compiled[name]

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -140,6 +141,7 @@ class StoredEngine:
         self.record = record
         self.engine = engine
         self.batch_size = engine.batch_size
+        self._lock = Lock()
         proof = record.certificate.get("summary", "no certificate")
         self.note = f"Optimised engine: {record.name}{', unproved' if record.unproved else ''} ({proof})."
 
@@ -150,12 +152,27 @@ class StoredEngine:
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Map uint8 pixels N×S×S×C to float32 logits N×K."""
+        engine = self.engine
         try:
-            return self.engine(pixels)
+            return engine(pixels)
         except (Unusable, UserError) as why:
-            self.note = _left_aside(why)
-            self.engine = Fallback(self.bundle.build(), self.bundle.contents.preprocessing)
+            self._fall_back(engine, why)
             return self.engine(pixels)
+
+    def open_for(self, count: int) -> None:
+        """Open what so many images need, so that `scaled` and `note` are final for what is damaged on the disk."""
+        engine = self.engine
+        if isinstance(engine, openvino.OpenVINOEngine):
+            try:
+                engine.open_for(count)
+            except (Unusable, UserError) as why:
+                self._fall_back(engine, why)
+
+    def _fall_back(self, engine: Engine, why: Unusable | UserError) -> None:
+        with self._lock:
+            if self.engine is engine:
+                self.engine = Fallback(self.bundle.build(), self.bundle.contents.preprocessing)
+                self.note = _left_aside(why)
 
 
 def _left_aside(why: Unusable | UserError) -> str:
