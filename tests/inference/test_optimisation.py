@@ -243,22 +243,27 @@ def test_an_exact_engine_and_small_images_are_decoded_whole(run: Path, photos: P
     assert not optimize(run, precision="int8", effort=QUICK).record.scaled
 
 
-def test_torch_in_place_of_a_damaged_engine_gets_whole_photos(run: Path, photos: Path, quick: list[str]) -> None:
+def test_torch_in_place_of_a_damaged_engine_gets_whole_photos(
+    run: Path, photos: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     optimize(run, precision="int8", calibration=photos, effort=QUICK)
     for file in (run / "model" / ENGINES).glob("*.blob"):
         file.write_bytes(b"no engine")
     classifier = resnext.load(run)
     assert classifier.scaled
     files = sorted(photos.rglob("*.jpg"))[:5]
+    read, scaled = Files.read, list[bool]()
+    monkeypatch.setattr(Files, "read", lambda source, index: (scaled.append(source.scaled), read(source, index))[1])
     torch_alone = resnext.load(run, engine="torch")
     for found, expected in zip(predict_files(classifier, files), predict_files(torch_alone, files), strict=True):
         assert isinstance(found, Prediction)
         assert isinstance(expected, Prediction)
-        assert dict(found.ranked) == pytest.approx(dict(expected.ranked), abs=1e-5)
+        assert dict(found.ranked) == pytest.approx(dict(expected.ranked), abs=1e-9)
+    assert scaled == [False] * 10
     assert "hash mismatch" in classifier.notes[0]
     assert not classifier.scaled
     again = resnext.load(run)
-    assert dict(again(files[0]).ranked) == pytest.approx(dict(torch_alone(files[0]).ranked), abs=1e-5)
+    assert dict(again(files[0]).ranked) == pytest.approx(dict(torch_alone(files[0]).ranked), abs=1e-9)
 
 
 def test_what_was_chosen_is_remembered_until_it_shall_be_timed_again(run: Path, quick: list[str]) -> None:
