@@ -26,8 +26,7 @@ def prepare(contender: Contender, place: Place) -> list[Settings]:
     _export(place, exported if contender.precision == "int8" else graph(contender, place))
     if contender.precision == "int8":
         _quantise(place, exported, graph(contender, place))
-    streams = sorted({1, place.threads})
-    return [{"batch": batch, "streams": number} for batch in place.batches for number in streams]
+    return place.batches_and_streams()
 
 
 def graph(contender: Contender, place: Place) -> Path:

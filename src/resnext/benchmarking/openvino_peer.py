@@ -40,8 +40,7 @@ def prepare(contender: Contender, place: Place) -> list[Settings]:
         images = nncf.Dataset(list(place.pixels(CALIBRATION)), lambda one: preprocessing.normalise(one[None]))
         model = nncf.quantize(model, images)
     ov.save_model(model, graph(contender, place), compress_to_fp16=False)
-    streams = sorted({1, place.threads})
-    return [{"batch": batch, "streams": number} for batch in place.batches for number in streams]
+    return place.batches_and_streams()
 
 
 def graph(contender: Contender, place: Place) -> Path:

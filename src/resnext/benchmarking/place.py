@@ -42,6 +42,10 @@ class Place:
         """Open the bundle."""
         return Bundle.open(self.bundle)
 
+    def batches_and_streams(self) -> list[dict[str, Any]]:
+        """Return the settings that contenders with streams try: every batch size in one stream, and in one a thread."""
+        return [{"batch": batch, "streams": count} for batch in self.batches for count in sorted({1, self.threads})]
+
     def file(self, name: str) -> Path:
         """Return where a file of the scratch folder is."""
         return Path(self.folder) / name

@@ -107,13 +107,14 @@ def optimize(
     if not os.access(opened.path, os.W_OK):
         raise UserError(f"{opened.path} cannot be written to, so no engine can be put there. Copy the bundle first.")
     say(f"{chosen}: {len(images.calibration):,} images calibrate, {len(images.proof):,} prove ({images.source}).")
+    reference = _Remembered(opened)
     try:
-        return _Optimisation(opened, images, chosen, effort, say).run()
+        return _Optimisation(opened, images, chosen, effort, say, reference).run()
     except _Refused as refusal:
         if precision != "auto" or chosen == "fp32":
             raise
         say(f"{refusal}\nGoing on with fp32.")
-        return _Optimisation(opened, images, "fp32", effort, say).run()
+        return _Optimisation(opened, images, "fp32", effort, say, reference).run()
 
 
 class _Refused(UserError):
@@ -149,7 +150,15 @@ def _reason_impossible(precision: Precision) -> str | None:
 class _Optimisation:
     """One run of `optimize`."""
 
-    def __init__(self, bundle: Bundle, images: Images, precision: Precision, effort: Effort, say: Say) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        images: Images,
+        precision: Precision,
+        effort: Effort,
+        say: Say,
+        reference: _Remembered,
+    ) -> None:
         self.bundle = bundle
         self.images = images
         self.precision = precision
@@ -159,7 +168,7 @@ class _Optimisation:
         self.preprocessing = bundle.contents.preprocessing
         self.device = choose_device("auto")
         self.notes: list[str] = []
-        self.reference = _Remembered(self.bundle)
+        self.reference = reference
 
     def run(self) -> Optimised:
         """Try one way after the other until one passes its gate."""
