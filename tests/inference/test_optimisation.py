@@ -21,13 +21,14 @@ from resnext.data.preprocessing import Preprocessing
 from resnext.engine import TorchEngine
 from resnext.equivalence import certificate
 from resnext.errors import UserError
-from resnext.inference import optimisation, quantization, remembering, tuning
+from resnext.inference import optimisation, quantization, remembering
 from resnext.inference.classifier import Prediction
 from resnext.inference.engines import openvino, regrouping
 from resnext.inference.engines.stored import StoredEngine
 from resnext.inference.files import predict_files
 from resnext.inference.optimisation import Effort, Optimised, optimize
-from resnext.inference.tuning import Choice, Option, Workshop
+from resnext.inference.options import Option, Workshop, torch_options
+from resnext.inference.tuning import Choice
 from resnext.training.run import train
 
 QUICK = Effort(minutes=0.03)
@@ -39,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train on 750 images: enough to prove agreement with, too few for accuracy."""
     folder = tmp_path_factory.mktemp("optimise")
     write_colours(folder / "photos", 250)
-    train(folder / "photos", out=folder / "run", **{**TINY, "network": "cifar_resnext11_4x4d", "epochs": 1})
+    train(folder / "photos", out=folder / "run", **{**TINY, "network": "cifar_resnext11_4x4d", "epochs": 4})
     return folder
 
 
@@ -58,7 +59,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def tune(workshop: Workshop, precision: str, **options: Any) -> Choice:
         asked.append(precision)
         if workshop.graph is None:
-            option = tuning.torch_options(cast(Any, precision), "cpu")[0]
+            option = torch_options(cast(Any, precision), "cpu")[0]
         else:
             merged = dict.fromkeys(openvino.grouped_layers(workshop.graph), 2)
             option = Option("openvino", asdict(openvino.Settings(cast(Any, precision), 4, 2, 2)), merged, "to 8")
@@ -112,7 +113,9 @@ def test_in_earnest(run: Path) -> None:
     done = optimize(run, effort=Effort(minutes=0.05), say=said.append)
     assert done.choice.rate >= done.choice.plain_rate > 0
     assert any(line.endswith("img/s") for line in said)
-    np.testing.assert_allclose(in_force(run)(PIXELS), reference(run), atol=0.05)
+    expected = reference(run)
+    # bf16 where the processor has it: each layer rounds by up to 2^-9 of its largest numbers.
+    np.testing.assert_allclose(in_force(run)(PIXELS), expected, atol=0.01 * np.abs(expected).max())
 
 
 def test_int8_is_proved_on_other_images_than_it_was_calibrated_with(run: Path, quick: list[str]) -> None:
@@ -129,7 +132,7 @@ def test_int8_is_proved_on_other_images_than_it_was_calibrated_with(run: Path, q
 def test_a_broken_merge_is_refused_and_the_old_engine_kept(
     run: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The certificate's negative control: one group of each merged layer is left out."""
+    """The certificate's negative control: of the groups that were merged into one, the first is left out."""
     optimize(run, precision="fp32", effort=QUICK)
     before = files(run)
     regrouped = regrouping.with_merged_groups
@@ -138,7 +141,7 @@ def test_a_broken_merge_is_refused_and_the_old_engine_kept(
         merged = regrouped(node, factor, ops)
         weights = merged.input_value(1)
         mask = np.ones(tuple(weights.get_shape()), np.float32)
-        mask[..., :1, :1, :, :] = 0
+        mask[..., : mask.shape[-4] // factor, :, :, :] = 0
         merged.input(1).replace_source_output(ops.multiply(weights, mask).output(0))
         return merged
 

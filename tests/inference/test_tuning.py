@@ -19,11 +19,12 @@ from resnext import catalog
 from resnext.data.preprocessing import Preprocessing
 from resnext.engine import TorchEngine
 from resnext.errors import UserError
-from resnext.inference import tuning
-from resnext.inference.engines import openvino
+from resnext.inference import options, tuning
+from resnext.inference.engines import openvino, stacking
 from resnext.inference.engines.openvino import Settings
-from resnext.inference.tuning import Option, Workshop, factor_for
+from resnext.inference.options import Option, Workshop, factor_for
 
+SIDES = (7, 14, 28)
 LAYERS = {"stage1.spatial": (32, 4), "stage2.spatial": (32, 8)}
 PREPROCESSING = Preprocessing(32, 32)
 Speed = Callable[[Option], float]
@@ -47,7 +48,7 @@ class Toy(Workshop):
         self.clock = clock
         self.built: list[Option] = []
 
-    def merged_graph(self, merged: Mapping[str, int]) -> Any:
+    def graph_of(self, merged: Mapping[str, int], stacked: int = 0) -> Any:
         return dict(merged)
 
     def engine(self, option: Option) -> Any:
@@ -70,6 +71,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Callable[[Speed], Toy]:
         monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=clock.perf_counter))
         monkeypatch.setattr(tuning, "images_a_second", rate)
         monkeypatch.setattr(openvino, "grouped_layers", lambda graph: LAYERS)
+        monkeypatch.setattr(stacking, "stackable_sides", lambda graph: SIDES)
         default = lambda merged: dict.fromkeys(LAYERS, 1.0)  # noqa: E731
         monkeypatch.setattr(openvino, "layer_times", lambda graph, settings: (times or default)(graph))
         monkeypatch.setattr(tuning.machine, "cores", lambda: 2)
@@ -89,6 +91,26 @@ def test_the_fastest_settings_and_the_fastest_merging_are_found(toy: Callable[..
     assert (batch(choice.option), choice.option.merging) == (32, "to 32")
     assert choice.option.merged == {"stage1.spatial": 8, "stage2.spatial": 4}
     assert (choice.rate, choice.plain_rate) == (470, 420)
+
+
+def test_a_merging_that_is_best_only_where_maps_are_stacked_is_found(toy: Callable[..., Toy]) -> None:
+    """Each is looked at again once something faster is known, in its merging, its stacking and its settings."""
+
+    def speed(option: Option) -> float:
+        alone = {"to 64": 10, "to 32": 5}.get(option.merging, 0) + {7: 5, 14: 20}.get(option.stacked, 0)
+        stacked = 40 * (option.merging == "to 32") + 30 * (batch(option) == 16) if option.stacked == 14 else 0
+        return 100 + alone + stacked
+
+    choice = tuning.tune(toy(speed), "bf16", minutes=10)
+    assert (choice.option.merging, choice.option.stacked, batch(choice.option)) == ("to 32", 14, 16)
+    assert choice.plain_rate == 100
+
+
+def test_maps_are_not_stacked_where_that_is_no_faster(toy: Callable[..., Toy]) -> None:
+    workshop = toy(lambda option: 100 + 10 * (option.merging == "to 32") - option.stacked)
+    choice = tuning.tune(workshop, "int8", minutes=10)
+    assert (choice.option.merging, choice.option.stacked) == ("to 32", 0)
+    assert {option.stacked for option in workshop.built} == {0, *SIDES}
 
 
 @pytest.mark.parametrize(("gain", "merging"), [(1.015, "none"), (1.03, "to 64")])
@@ -197,8 +219,8 @@ def test_a_merged_group_is_as_wide_as_it_may_be(groups: int, channels: int, widt
 
 def test_threads_and_streams_suit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores in (1, 2, 6, 16, 96):
-        monkeypatch.setattr(tuning.machine, "cores", lambda cores=cores: cores)
-        settings = tuning.openvino_settings("bf16")
+        monkeypatch.setattr(options.machine, "cores", lambda cores=cores: cores)
+        settings = options.openvino_settings("bf16")
         assert {each.threads for each in settings} == {cores}
         assert {1, cores} <= {each.streams for each in settings}
         assert all(cores % each.streams == 0 for each in settings)

@@ -30,7 +30,7 @@ def prepare(contender: Contender, place: Place) -> list[Settings]:
     if record is None or record.precision != contender.precision or record.settings.get("device", "cpu") != "cpu":
         bundle = _copy(bundle, place.file(contender.key))
         record = _tune(bundle, contender, place)
-    return [{**record.settings, "kind": record.kind, "merged": len(record.merged)}]
+    return [{**record.settings, "kind": record.kind, "merged": len(record.merged), "stacked": record.stacked}]
 
 
 def start(contender: Contender, place: Place, settings: Settings) -> Runner:
@@ -76,6 +76,7 @@ def _tune(bundle: Bundle, contender: Contender, place: Place) -> stored.Record:
     """Tune on the spot, as `resnext optimize` does; of the proof there is only the benchmark's own check."""
     from resnext.inference import quantization, tuning
     from resnext.inference.engines import openvino
+    from resnext.inference.options import Workshop
 
     network, preprocessing = bundle.build(), bundle.contents.preprocessing
     if (why := openvino.reason_unavailable()) is not None:
@@ -86,11 +87,16 @@ def _tune(bundle: Bundle, contender: Contender, place: Place) -> stored.Record:
     if contender.precision == "int8":
         pixels = place.pixels(CALIBRATION)
         graph = quantization.quantise(graph, iter([pixels]), len(pixels))
-    workshop = tuning.Workshop(network, preprocessing, graph)
+    workshop = Workshop(network, preprocessing, graph)
     choice = tuning.tune(workshop, cast(openvino.Precision, contender.precision), minutes=place.minutes)
     option = choice.option
-    merged = workshop.merged_graph(option.merged) if option.kind == "openvino" else None
+    rewritten = workshop.graph_of(option.merged, option.stacked) if option.kind == "openvino" else None
     record = stored.Record(
-        option.kind, contender.precision, dict(option.settings), dict(option.merged), tried=list(choice.tried)
+        option.kind,
+        contender.precision,
+        dict(option.settings),
+        dict(option.merged),
+        stacked=option.stacked,
+        tried=list(choice.tried),
     )
-    return stored.write(bundle, record, merged)
+    return stored.write(bundle, record, rewritten)

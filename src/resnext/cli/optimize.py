@@ -12,7 +12,7 @@ from resnext.cli.output import Output, note, print_json, print_table
 from resnext.cli.progress import Display
 
 SHOWN = 12
-COLUMNS = ("engine", "precision", "groups merged", "batch", "streams", "img/s", "")
+COLUMNS = ("engine", "precision", "groups merged", "maps stacked", "batch", "streams", "img/s", "")
 
 
 @Parameter(name="*")
@@ -65,7 +65,7 @@ def optimize(
         print_json(done.to_dict())
         return
     rows = sorted(done.choice.tried, key=lambda row: (not row.get("final"), -row["images_a_second"]))
-    print_table(COLUMNS, [_cells(row) for row in rows[:SHOWN]], right=(3, 4, 5))
+    print_table(COLUMNS, [_cells(row) for row in rows[:SHOWN]], right=(4, 5, 6))
     gain = done.choice.rate / done.choice.plain_rate
     note(
         f"{done.record.name}{', unproved' if done.record.unproved else ''}: {done.choice.rate:.1f} img/s, "
@@ -76,5 +76,6 @@ def optimize(
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     batch = row.get("batch", "compiled" if row.get("compile") else "eager")
     timed = "in turns" if row.get("final") else ""
-    rate = f"{row['images_a_second']:.1f}"
-    return row["engine"], row["precision"], row["merging"], str(batch), str(row.get("streams", "")), rate, timed
+    stacked = f"up to {row['stacked']}×{row['stacked']}" if row.get("stacked") else "none"
+    how = row["engine"], row["precision"], row["merging"], stacked, str(batch), str(row.get("streams", ""))
+    return *how, f"{row['images_a_second']:.1f}", timed

@@ -26,8 +26,9 @@ from resnext.inference import proof, quantization, remembering, scaling, tuning
 from resnext.inference.engines import openvino, stored
 from resnext.inference.engines.openvino import Precision
 from resnext.inference.engines.stored import Record
+from resnext.inference.options import Workshop, describe
 from resnext.inference.proof import Images
-from resnext.inference.tuning import Choice, Say, Workshop
+from resnext.inference.tuning import Choice, Say
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 
@@ -69,6 +70,7 @@ class Optimised:
             "precision": self.record.precision,
             "settings": self.record.settings,
             "merged": self.record.merged,
+            "stacked": self.record.stacked,
             "images_a_second": self.choice.rate,
             "plain_images_a_second": self.choice.plain_rate,
             "certificate": self.record.certificate,
@@ -175,7 +177,7 @@ class _Optimisation:
         refused = []
         for way, workshop in self._workshops():
             choice = self._choose(workshop, way)
-            self.say(f"Chosen: {tuning.describe(choice.option)}. Comparing it with torch in fp32.")
+            self.say(f"Chosen: {describe(choice.option)}. Comparing it with torch in fp32.")
             engine = workshop.engine(choice.option)
             certificate = compare(self.reference, engine, self.images.proof)
             verdict = judge(certificate, self.precision, unproved=self.effort.unproved)
@@ -240,12 +242,13 @@ class _Optimisation:
             self.precision,
             dict(option.settings),
             merged={name: factor for name, factor in option.merged.items() if factor > 1},
+            stacked=option.stacked,
             certificate={**certificate.to_dict(), "reason": verdict.reason, "images_from": self.images.source},
             tried=list(choice.tried),
             unproved=verdict.unproved,
             scaled=scaled,
         )
-        graph = workshop.merged_graph(option.merged) if option.kind == "openvino" else None
+        graph = workshop.graph_of(option.merged, option.stacked) if option.kind == "openvino" else None
         written = stored.write(self.bundle, record, graph)
         notes = (*self.notes, *self.images.notes)
         return Optimised(self.bundle, written, certificate, verdict, choice, notes)

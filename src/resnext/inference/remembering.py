@@ -15,7 +15,8 @@ from typing import Any
 
 from resnext import durable, machine
 from resnext.bundle import Bundle
-from resnext.inference.tuning import Choice, Option
+from resnext.inference.options import Option
+from resnext.inference.tuning import SEARCH, Choice
 
 PACKAGES = ("resnext", "torch", "openvino")
 
@@ -30,6 +31,7 @@ def place_of(bundle: Bundle, precision: str, engines: Sequence[str]) -> Path:
         "input": [contents.preprocessing.image_size, contents.preprocessing.channels],
         "precision": precision,
         "engines": list(engines),
+        "search": SEARCH,
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
     return durable.cache_directory() / "tuning" / f"{key}.json"

@@ -1,39 +1,34 @@
 """The fastest of engines that compute the same, chosen by stopwatch on this machine, within a time limit.
 
-What can be chosen: how many groups of each grouped convolution are computed as one, the images of a piece, the streams
-that work on pieces side by side, their threads, and whether OpenVINO or torch runs it. Each layer's merging is chosen
-from the times of single layers; everything else from images a second of whole engines. The least time of several
+What can be chosen: how many groups of each grouped convolution are computed as one, which maps are stacked for 1×1
+convolutions, the images of a piece, the streams that work on pieces side by side, their threads, and whether OpenVINO
+or torch runs it. Each layer's merging is chosen from the times of single layers; everything else from images a second
+of whole engines. The least time of several
 counts, since what disturbs a machine makes times longer, never shorter. In the end the best take turns with the plain
-engine, whose groups are as they were, and only who is faster by more than noise takes its place.
+engine, which is not rewritten, and only who is faster by more than noise takes its place.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from resnext import machine
 from resnext.engine import Engine
 from resnext.errors import UserError
-from resnext.inference.engines import openvino
-from resnext.inference.engines.openvino import OpenVINOEngine, Precision, Settings
-
-if TYPE_CHECKING:
-    import torch
-
-    from resnext.data.preprocessing import Preprocessing
-    from resnext.inference.engines.openvino import Graph
+from resnext.inference.engines import openvino, stacking
+from resnext.inference.engines.openvino import Precision, Settings
+from resnext.inference.options import Option, Workshop, describe, factor_for, openvino_settings, torch_options
 
 WIDTHS = (8, 16, 32, 64, 128)
 """Channels of a merged group that are tried for each layer; wider ones only add work."""
 
-BATCHES = (4, 1, 16, 8, 2, 32)
-"""Images of a piece, in the order of trial."""
+FEWEST_STACKED = 4
+"""Images of a piece at least where stacking is tried first: of fewer there is little to stack."""
 
 SECONDS = 0.4
 """How long an engine is timed at a time; its best call counts."""
@@ -45,24 +40,10 @@ FINALISTS, ROUNDS = 3, 5
 SHARE_FOR_PLAIN, SHARE_FOR_ALL = 0.35, 0.8
 """Shares of the time limit by which the plain engine's settings, and all that is tried singly, must be through."""
 
+SEARCH = 2
+"""Raised where the search learns to try more, so that earlier choices are made again."""
+
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Option:
-    """An engine that could be built: `settings` are those of `Settings`, or of `CompiledEngine`, and `merged` whose."""
-
-    kind: Literal["openvino", "torch"]
-    settings: Mapping[str, Any]
-    merged: Mapping[str, int] = field(default_factory=dict)
-    merging: str = "none"
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """What a table says of it."""
-        told = {"engine": self.kind, "precision": self.settings["precision"], "merging": self.merging}
-        names = ("batch", "streams", "threads", "rest", "compile", "device", "shared")
-        return told | {name: self.settings[name] for name in names if name in self.settings}
 
 
 @dataclass(frozen=True)
@@ -79,41 +60,11 @@ class Choice:
     remembered: bool = False
 
 
-class Workshop:
-    """Builds the engines of one network: `graph` is None where OpenVINO takes no part, and may be quantised."""
-
-    def __init__(
-        self, network: torch.nn.Module, preprocessing: Preprocessing, graph: Graph | None, *, device: str = "cpu"
-    ) -> None:
-        self.network = network
-        self.preprocessing = preprocessing
-        self.graph = graph
-        self.device = device
-        self._merged: dict[str, Graph] = {}
-
-    def merged_graph(self, merged: Mapping[str, int]) -> Graph:
-        """Return the graph with groups merged, which is made once."""
-        assert self.graph is not None
-        key = json.dumps(merged, sort_keys=True)
-        if key not in self._merged:
-            chosen = {name: factor for name, factor in merged.items() if factor > 1}
-            self._merged[key] = openvino.merge_groups(self.graph, chosen) if chosen else self.graph
-        return self._merged[key]
-
-    def engine(self, option: Option) -> Engine:
-        """Build an option's engine."""
-        if option.kind == "openvino":
-            return OpenVINOEngine.from_model(self.merged_graph(option.merged), Settings(**option.settings))
-        from resnext.inference.engines.compiled import CompiledEngine
-
-        return CompiledEngine(self.network, self.preprocessing, merged=option.merged, **option.settings)
-
-
 def tune(workshop: Workshop, precision: Precision, *, minutes: float, say: Say = lambda text: None) -> Choice:
     """Choose the fastest engine of this precision; it takes about so many minutes, and not less than one trial."""
     search = _Search(workshop, precision, minutes * 60, say)
     plain = search.plain()
-    search.try_merged(plain)
+    search.try_rewritten(plain)
     return search.decide(plain)
 
 
@@ -136,33 +87,51 @@ class _Search:
 
     def plain(self) -> list[Option]:
         """Time the network as it stands, at all settings that there is time for; return them, the fastest first."""
-        merging_costs = SHARE_FOR_PLAIN if self.widths() else SHARE_FOR_ALL
-        self._try_all(self._plain_options(), merging_costs)
+        self._try_all(self._plain_options(), SHARE_FOR_PLAIN if self.widths() or self.sides() else SHARE_FOR_ALL)
         if not self.timed:
             assert self.failure is not None
             raise self.failure
         return self.fastest()
 
-    def try_merged(self, plain: list[Option]) -> None:
-        """Time merged groups, at those settings first at which the plain engine was fastest."""
-        variants = self.variants(plain[0])
-        settings = [option.settings for option in plain]
-        options = (
-            replace(_of(plain, chosen), merged=merged, merging=name)
-            for chosen in settings
-            for name, merged in variants.items()
-        )
-        self._try_all(options, SHARE_FOR_ALL)
-        best = self.fastest()[0]
+    def try_rewritten(self, plain: list[Option]) -> None:
+        """Time what differs from the fastest so far in its merging, its stacking or its settings, until none is faster.
+
+        Settings are tried in the order in which they were fastest for the plain engine, those of as many streams first.
+        """
+        variants = {"none": {}, **self.variants(plain[0])}
+        best = None
+        while best != (best := self.fastest()[0]):
+            for others in (self._merged(variants), self._stacked(plain), self._elsewhere(plain)):
+                self._try_all(others, SHARE_FOR_ALL)
         changes: dict[str, Any] = {"shared": True} if best.kind == "torch" else {}
         if self.precision == "int8" and machine.has_fast_bfloat16():
             changes = {"rest": "fp32"}
         if changes:
             self._try_all([replace(best, settings={**best.settings, **changes})], SHARE_FOR_ALL)
 
+    def _merged(self, variants: Mapping[str, Mapping[str, int]]) -> Iterator[Option]:
+        """Yield the fastest so far with its groups merged in other ways."""
+        best = self.fastest()[0]
+        return (replace(best, merged=merged, merging=name) for name, merged in variants.items())
+
+    def _stacked(self, plain: list[Option]) -> Iterator[Option]:
+        """Yield OpenVINO's fastest so far with maps stacked, in pieces that have some."""
+        best = next((option for option in self.fastest() if option.kind == "openvino"), None)
+        if best is not None:
+            places = (option.settings for option in (best, *plain) if option.settings.get("batch", 0) >= FEWEST_STACKED)
+            settings = next(places, best.settings)
+            yield from (replace(best, settings=settings, stacked=side) for side in (0, *self.sides()))
+
+    def _elsewhere(self, plain: list[Option]) -> Iterator[Option]:
+        """Yield the fastest so far with the settings of other plain engines of its kind."""
+        best = self.fastest()[0]
+        alike = [option.settings for option in plain if option.kind == best.kind]
+        alike.sort(key=lambda settings: settings.get("streams") != best.settings.get("streams"))
+        return (replace(best, settings=settings) for settings in alike)
+
     def decide(self, plain: list[Option]) -> Choice:
         """Let the fastest take turns with the plain engine; hysteresis is on the plain one's side."""
-        finalists = [option for option in self.fastest() if option.merging != "none"][:FINALISTS]
+        finalists = [option for option in self.fastest() if option.merged or option.stacked][:FINALISTS]
         options = list(plain[:1])
         options += [each for each in (*finalists, *self.fastest()[:1]) if each not in options]
         engines = [self.workshop.engine(option) for option in options]
@@ -190,6 +159,8 @@ class _Search:
         for option in options:
             if self.timed and self.late(share):
                 return
+            if any(option == timed for timed, _ in self.timed):
+                continue
             try:
                 rate = images_a_second(self.workshop.engine(option), self.pixels, SECONDS)
             except (UserError, RuntimeError) as failure:
@@ -215,6 +186,10 @@ class _Search:
 
         convs = mergeable(self.workshop.network)
         return {name: (conv.groups, conv.in_channels // conv.groups) for name, conv in convs.items()}
+
+    def sides(self) -> tuple[int, ...]:
+        """Return the sides of the maps that could be stacked."""
+        return () if self.workshop.graph is None else stacking.stackable_sides(self.workshop.graph)
 
     def variants(self, plain: Option) -> dict[str, dict[str, int]]:
         """Return ways to merge, by name: each layer as it is fastest by itself, and all to the same width."""
@@ -242,7 +217,7 @@ class _Search:
         for chosen in ({}, *uniform.values()):
             if chosen and self.late(SHARE_FOR_ALL):
                 break
-            times = openvino.layer_times(self.workshop.merged_graph(chosen), settings)
+            times = openvino.layer_times(self.workshop.graph_of(chosen), settings)
             for name, (_, least) in best.items():
                 taken = times.get(name, np.inf)
                 if taken < (1 - GAIN) * least:
@@ -266,48 +241,6 @@ def images_a_second(engine: Engine, pixels: np.ndarray, seconds: float) -> float
         least = min(least, now - started)
         if now >= ending:
             return float(len(images) / least)
-
-
-def factor_for(groups: int, channels: int, width: int) -> int:
-    """Return how many groups of so many channels to merge: as many as divide them and stay within `width`."""
-    return max(
-        factor
-        for factor in range(1, groups + 1)
-        if groups % factor == 0 and (factor * channels <= width or factor == 1)
-    )
-
-
-def openvino_settings(precision: Precision) -> list[Settings]:
-    """Return settings worth a trial on this machine, the likeliest first."""
-    cores = machine.cores()
-    streams = sorted(
-        {cores, 1, *(count for count in (2, 4, 8, 16) if count < cores and cores % count == 0)}, reverse=True
-    )
-    rest: Literal["fp32", "bf16"] = "bf16" if precision == "int8" and machine.has_fast_bfloat16() else "fp32"
-    return [Settings(precision, batch, count, cores, rest) for batch in BATCHES for count in streams]
-
-
-def torch_options(precision: Precision, device: str) -> list[Option]:
-    """Return torch's engines: rewritten but not compiled, and compiled."""
-    shapes = [1, 8, 32] if device == "cpu" else [1, 8, 64, 256]
-    settings = {"precision": precision, "device": device, "batch_shapes": shapes, "shared": False}
-    return [Option("torch", {**settings, "compile": compiled}) for compiled in (False, True)]
-
-
-def describe(option: Option) -> str:
-    """Say what an option is."""
-    row = option.row
-    if option.kind == "torch":
-        how = "compiled" if row["compile"] else "eager"
-        return f"torch {row['precision']} {how} on {row['device']}, merged: {option.merging}"
-    rest = f" with {row['rest']}" if row["precision"] == "int8" else ""
-    return (
-        f"OpenVINO {row['precision']}{rest}, batch {row['batch']} × {row['streams']} streams, merged: {option.merging}"
-    )
-
-
-def _of(options: Iterable[Option], settings: Mapping[str, Any]) -> Option:
-    return next(option for option in options if option.settings == settings)
 
 
 def _sum(times: Mapping[str, float], layers: Iterable[str]) -> float:

@@ -24,7 +24,7 @@ from resnext.engine import Engine, TorchEngine
 from resnext.errors import UserError
 from resnext.inference.engines import openvino
 
-SCHEMA = 1
+SCHEMA = 2
 GRAPH, WEIGHTS = "graph.xml", "graph.bin"
 ONE, MANY = "one.blob", "many.blob"
 AGAIN = "run resnext optimize again"
@@ -40,16 +40,17 @@ class Record:
     """What engine.json says.
 
     `settings` are the fields of `openvino.Settings`, or the keywords of `CompiledEngine`; `merged` says how many
-    groups of a layer were merged into one; `certificate` is that of `equivalence/certificate.py`, as a dict, and
-    `unproved` whether the engine was accepted without proof; `tried` holds a row for each thing that was timed;
-    `scaled` says that it was proved on large photos decoded at a part of their size, so that they may be. The fields
-    from `identity` on are filled in by `write`.
+    groups of a layer were merged into one, and `stacked` up to which side maps are stacked; `certificate` is that of
+    `equivalence/certificate.py`, as a dict, and `unproved` whether the engine was accepted without proof; `tried` holds
+    a row for each thing that was timed; `scaled` says that it was proved on large photos decoded at a part of their
+    size, so that they may be. The fields from `identity` on are filled in by `write`.
     """
 
     kind: Literal["openvino", "torch"]
     precision: str
     settings: dict[str, Any]
     merged: dict[str, int] = field(default_factory=dict)
+    stacked: int = 0
     certificate: dict[str, Any] = field(default_factory=dict)
     tried: list[dict[str, Any]] = field(default_factory=list)
     unproved: bool = False
