@@ -1,9 +1,9 @@
 """Where does the time of an OpenVINO engine go, layer by layer, and what would the machine allow?
 
-    python benchmarks/layers.py [--network resnext50_32x4d] [--precision int8] [--batch 4] [--minutes 2]
+    python benchmarks/layers.py [--network resnext50_32x4d] [--precision int8] [--batch 8] [--minutes 2]
 
-The network as it stands and with its groups merged as the tuner chooses, in one stream, profiled by OpenVINO itself
-(which costs a little, so that the sums are above what an engine needs). Layers are summed by stage and kind. The
+The network as it stands and rewritten as the tuner chooses, its groups merged and its maps stacked, in one stream,
+profiled by OpenVINO itself (which costs a little, so that the sums are above what an engine needs). Layers are summed by stage and kind. The
 machine's limit is the rate at which it computes a dense 3×3 convolution of 256 channels in this precision, the best it
 does on the shapes of this network, applied to the multiply-adds that the grouped network needs: zeros that merging
 adds, data movement and all that is not a convolution are not in it.
@@ -27,7 +27,7 @@ from resnext.data.preprocessing import Preprocessing
 from resnext.inference import quantization, tuning
 from resnext.inference.engines import openvino
 from resnext.inference.engines.openvino import Settings
-from resnext.inference.tuning import Workshop
+from resnext.inference.options import Workshop, describe
 
 if TYPE_CHECKING:
     from resnext.inference.engines.openvino import Graph
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="resnext50_32x4d")
     parser.add_argument("--precision", default="int8", choices=["fp32", "bf16", "int8"])
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=2.0)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -79,7 +79,8 @@ def main() -> None:
     workshop = Workshop(network, preprocessing, graph_of(network, preprocessing, options.precision))
     choice = tuning.tune(workshop, options.precision, minutes=options.minutes)
     settings = Settings(options.precision, options.batch, 1, machine.cores())
-    plain, merged = (openvino.layer_times(workshop.merged_graph(each), settings) for each in ({}, choice.option.merged))
+    graphs = workshop.graph_of({}), workshop.graph_of(choice.option.merged, choice.option.stacked)
+    profiles = [openvino.layer_times(graph, settings) for graph in graphs]
     costs = {layer.name: layer for layer in complexity.count(network, side).layers}
     convs = {name: one for name, one in network.named_modules() if isinstance(one, nn.Conv2d | nn.Linear)}
     kinds = {
@@ -89,7 +90,7 @@ def main() -> None:
         for name, one in convs.items()
     }
     rows = defaultdict[str, list[float]](lambda: [0.0, 0.0, 0.0])
-    for column, times in enumerate((plain, merged), 1):
+    for column, times in enumerate(profiles, 1):
         for name, milliseconds in times.items():
             rows[kind_of(name, kinds)][column] += milliseconds / options.batch
     for name in convs:
@@ -98,11 +99,9 @@ def main() -> None:
     print_environment()
     how = f"batch {options.batch}, one stream, {settings.threads} threads"
     print(f"{options.network}, {side} px, OpenVINO {options.precision}, {how}")
-    print(
-        f"the tuner's choice: {tuning.describe(choice.option)}, {choice.rate:.1f} img/s; plain {choice.plain_rate:.1f}"
-    )
+    print(f"the tuner's choice: {describe(choice.option)}, {choice.rate:.1f} img/s; plain {choice.plain_rate:.1f}")
     print("groups merged: " + ", ".join(f"{name} ×{factor}" for name, factor in choice.option.merged.items()), "\n")
-    print("| layers | 10⁶ multiply-adds | ms an image, as it stands | ms, merged | 10⁹ multiply-adds/s, merged |")
+    print("| layers | 10⁶ multiply-adds | ms an image, as it stands | ms, rewritten | 10⁹ multiply-adds/s, rewritten |")
     print("|---|---:|---:|---:|---:|")
     total = [sum(row[column] for row in rows.values()) for column in range(3)]
     for name, (macs, first, second) in [*sorted(rows.items()), ("**all**", total)]:
@@ -111,7 +110,7 @@ def main() -> None:
     limit = total[0] / rate
     print(
         f"\ndense 3×3 of {CHANNELS} channels: {rate:.0f} · 10⁹ multiply-adds/s, so that {limit:.2f} ms an image "
-        f"({1e3 / limit:.0f} img/s) are the machine's limit; merged is at {limit / total[2]:.2f} of it."
+        f"({1e3 / limit:.0f} img/s) are the machine's limit; rewritten it is at {limit / total[2]:.2f} of it."
     )
 
 

@@ -84,16 +84,15 @@ def _maps(graph: Graph) -> dict[tuple[str, int], tuple[int, int, int]]:
 
 
 def _is_stackable_conv(node: Node, maps: dict[tuple[str, int], tuple[int, int, int]]) -> bool:
-    """Whether a node is a 1×1 convolution that has an output pixel for each one of its input."""
+    """Whether a node is a 1×1 convolution without padding, whose strides start anew at every map that is stacked."""
     if node.get_type_name() != "Convolution" or list(node.input(1).get_shape())[2:] != [1, 1]:
         return False
     attributes = node.get_attributes()
     keys = _key(node.input_value(0)), _key(node.output(0))
-    return (
-        set(attributes["strides"]) == {1}
-        and not any((*attributes["pads_begin"], *attributes["pads_end"]))
-        and all(key in maps for key in keys)
-    )
+    if any((*attributes["pads_begin"], *attributes["pads_end"])) or not all(key in maps for key in keys):
+        return False
+    sizes, strides = maps[keys[0]][1:], attributes["strides"]
+    return all(size % stride == 0 for size, stride in zip(sizes, strides, strict=True))
 
 
 def _is_stackable_elementwise(node: Node, maps: dict[tuple[str, int], tuple[int, int, int]]) -> bool:
