@@ -3,10 +3,10 @@
     python benchmarks/layers.py [--network resnext50_32x4d] [--precision int8] [--batch 8] [--minutes 2]
 
 The network as it stands and rewritten as the tuner chooses, its groups merged and its maps stacked, in one stream,
-profiled by OpenVINO itself (which costs a little, so that the sums are above what an engine needs). Layers are summed by stage and kind. The
-machine's limit is the rate at which it computes a dense 3×3 convolution of 256 channels in this precision, the best it
-does on the shapes of this network, applied to the multiply-adds that the grouped network needs: zeros that merging
-adds, data movement and all that is not a convolution are not in it.
+profiled by OpenVINO itself (which costs a little, so that the sums are above what an engine needs). Layers are summed
+by stage and kind. The machine's limit is the rate at which it computes a dense 3×3 convolution of 256 channels in this
+precision, the best it does on the shapes of this network, applied to the multiply-adds that the grouped network needs:
+zeros that merging adds, data movement and all that is not a convolution are not in it.
 """
 
 from __future__ import annotations

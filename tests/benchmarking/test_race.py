@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,23 @@ def test_a_process_that_dies_says_how(tmp_path: Path) -> None:
             )
         assert child.ask("memory") > 10, "one mistake does not end it"
     assert child.process.poll() is not None
+
+
+def test_a_process_whose_leader_is_gone_ends_in_the_middle_of_its_work() -> None:
+    """A benchmark may be killed while a contender is tuned for minutes."""
+    program = "import time\nfrom resnext.benchmarking import worker\nnext(worker.asked())\nprint()\ntime.sleep(60)"
+    with subprocess.Popen([sys.executable, "-uc", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"{}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"\n", "it is at work"
+        assert process.poll() is None
+        process.stdin.close()
+        try:
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()
 
 
 def test_contenders_go_there_and_back_as_json() -> None:

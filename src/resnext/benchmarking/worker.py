@@ -11,8 +11,11 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -121,13 +124,27 @@ def _keep_to(threads: int) -> None:
         os.sched_setaffinity(0, cores[:threads])
 
 
+def asked() -> Iterator[str]:
+    """Yield the requests; end the process, whatever it is doing, where nobody is there any more to ask."""
+    lines = SimpleQueue[str]()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(0)
+
+    Thread(target=read, daemon=True).start()
+    while True:
+        yield lines.get()
+
+
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _keep_to(int(os.environ.get("OMP_NUM_THREADS", "0")))
     worker = Worker()
-    for line in sys.stdin:
+    for line in asked():
         request = json.loads(line)
         try:
             answer = {"result": getattr(worker, request["do"])(**request["with"])}
