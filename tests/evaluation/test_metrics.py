@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 from resnext.engine import probabilities
@@ -37,13 +38,12 @@ def test_against_scikit_learn(classes: int) -> None:
         assert row["top1"] == pytest.approx(np.mean(logits.argmax(1)[mine] == number))
 
 
-def test_wilson_interval_is_the_closed_form() -> None:
-    z, k, n = 1.959963984540054, 88, 100
-    centre = (k + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
-    assert metrics.wilson_interval(k, n) == pytest.approx((centre - half, centre + half), rel=1e-9)
-    assert metrics.wilson_interval(0, 10)[0] == pytest.approx(0, abs=1e-12)
-    assert metrics.wilson_interval(10, 10)[1] == pytest.approx(1)
+@pytest.mark.parametrize(("successes", "trials"), [(88, 100), (0, 10), (10, 10), (1, 1), (0, 1), (7075, 10_000)])
+def test_wilson_interval_is_scipy_s(successes: int, trials: int) -> None:
+    expected = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
+    found = metrics.wilson_interval(successes, trials)
+    assert found == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-12)
+    assert 0 <= found[0] <= successes / trials <= found[1] <= 1
 
 
 def test_constant_and_extreme_logits() -> None:
