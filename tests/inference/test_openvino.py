@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from resnext import catalog
+from optimised import as_after_training
 from resnext.data.preprocessing import Preprocessing
 from resnext.engine import TorchEngine
 from resnext.inference.engines import openvino
@@ -24,25 +24,13 @@ PREPROCESSING = Preprocessing(SIDE, SIDE)
 LAYERS = {f"stage{number}.block1.spatial.conv": (4, 4 * 2 ** (number - 1)) for number in (1, 2, 3)}
 
 
-def trained(name: str, **options: Any) -> nn.Module:
-    """Return a network whose batch norms are not the identity, as after training."""
-    torch.manual_seed(3)
-    network = catalog.create(name, num_classes=7, **options)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.normal_(module.bias, std=0.3)
-    return network.eval()
-
-
 def some_pixels(count: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(5).integers(0, 256, (count, SIDE, SIDE, channels), np.uint8)
 
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    return trained("cifar_resnext11_4x4d")
+    return as_after_training("cifar_resnext11_4x4d")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +82,7 @@ def test_logits_do_not_depend_on_batch_mates(graph: Any) -> None:
     ],
 )
 def test_other_networks_agree_with_torch_too(name: str, options: dict[str, Any], side: int) -> None:
-    network = trained(name, **options)
+    network = as_after_training(name, **options)
     preprocessing = Preprocessing(side, side)
     pixels = np.random.default_rng(1).integers(0, 256, (2, side, side, 3), np.uint8)
     expected = TorchEngine(network, preprocessing, device="cpu", batch_shapes=(2,))(pixels)

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from resnext import catalog
+from optimised import as_after_training
 from resnext.data.preprocessing import Preprocessing
 from resnext.engine import TorchEngine
 from resnext.inference.engines import openvino, stacking
@@ -24,21 +22,9 @@ def some_pixels(count: int, side: int = SIDE) -> np.ndarray:
     return np.random.default_rng(5).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
-def trained(name: str, **options: Any) -> nn.Module:
-    """Return a network whose batch norms are not the identity."""
-    torch.manual_seed(3)
-    network = catalog.create(name, num_classes=7, **options)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.normal_(module.bias, std=0.3)
-    return network.eval()
-
-
 @pytest.fixture(scope="module")
 def graph() -> Any:
-    return openvino.convert(trained("cifar_resnext20_4x4d"), PREPROCESSING)
+    return openvino.convert(as_after_training("cifar_resnext20_4x4d"), PREPROCESSING)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +113,7 @@ def test_what_is_elementwise_stays_with_its_convolution(graph: Any) -> None:
 )
 def test_other_networks_agree_with_torch_too(name: str, options: dict[str, Any], side: int) -> None:
     try:
-        network = trained(name, **options)
+        network = as_after_training(name, **options)
     except ValueError as error:
         pytest.fail(f"{name} {options}: {error}")
     preprocessing = Preprocessing(side, side)
