@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,26 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path: Path, monkeypatch: pyt
     assert loaded is not None
     assert loaded[1] == {"step": 1}
     assert [place.name for place in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_what_does_not_read_back_as_it_was_written_takes_no_other_s_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that loses what it was given must not cost the state before."""
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, TENSORS, {"step": step})
+    new_directory = durable.new_directory
+
+    @contextmanager
+    def forgetful(path: Path) -> Iterator[Path]:
+        with new_directory(path) as beside:
+            yield beside
+        (path / "state.safetensors").write_bytes(b"")
+
+    monkeypatch.setattr(checkpoint.durable, "new_directory", forgetful)
+    for step in (3, 4):
+        checkpoint.save(tmp_path, step, TENSORS, {"step": step})
+    loaded = checkpoint.load_newest(tmp_path)
+    assert loaded is not None
+    assert loaded[1] == {"step": 2}
+    assert len(loaded[2]) == 2

@@ -43,7 +43,7 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> resnext.
 def test_it_learns_and_leaves_a_complete_run(finished: Any, photos: Path, tmp_path: Path) -> None:
     assert finished.scores["top1"] > 0.9
     left = {path.name for path in finished.path.iterdir()}
-    assert left == {"recipe.toml", "manifest.parquet", "journal.jsonl", "checkpoints", "model"}
+    assert left == {"recipe.toml", "manifest.parquet", "journal.jsonl", "checkpoints", "model", ".lock"}
     assert finished.bundle.contents.classes == tuple(sorted(COLOURS))
     assert finished.bundle.verify() == []
     recorded = Recipe.from_dict(load(finished.path / "recipe.toml"))
@@ -80,15 +80,20 @@ def test_the_same_seed_gives_the_same_run_with_other_workers_and_no_cache(
     assert losses(other.path) != losses(finished.path)
 
 
-@pytest.mark.parametrize("stop_at", [3, 7, 14])
-def test_an_interrupted_run_resumes_to_the_same_end(finished: Any, photos: Path, tmp_path: Path, stop_at: int) -> None:
+@pytest.mark.parametrize(
+    ("stop_at", "number", "code"), [(3, signal.SIGINT, 130), (7, signal.SIGTERM, 143), (14, signal.SIGUSR1, 143)]
+)
+def test_an_interrupted_run_resumes_to_the_same_end(
+    finished: Any, photos: Path, tmp_path: Path, stop_at: int, number: signal.Signals, code: int
+) -> None:
     def interrupt(event: dict[str, Any]) -> None:
         if event["event"] == "step" and event["step"] == stop_at:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     with pytest.raises(Interrupted, match="--resume") as stopped:
         train(photos, out=tmp_path / "run", ema_decay=0.9, observer=interrupt, **TINY)
-    assert stopped.value.exit_code == 130
+    assert stopped.value.exit_code == code
+    assert f"Stopped by {number.name}." in str(stopped.value)
     with pytest.raises(UserError, match="not finished"):
         train(photos, out=tmp_path / "run", **TINY)
     resumed = train(photos, out=tmp_path / "run", resume=True)

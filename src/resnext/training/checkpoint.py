@@ -19,9 +19,10 @@ KEEP = 2
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Write one checkpoint below `folder`, then remove all but the newest two.
+    """Write one checkpoint below `folder`, read it back, and where its hashes hold remove all but the newest two.
 
-    A crash at any moment leaves the checkpoints that were there, and this one either whole or not at all.
+    A crash at any moment leaves the checkpoints that were there, and this one either whole or not at all. One that
+    does not read back as it was written takes no other's place.
     """
     from safetensors.torch import save as serialise
 
@@ -35,8 +36,9 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
         (beside / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         hashes = {name: durable.sha256(beside / name) for name in (TENSORS, STATE)}
         (beside / MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
-    for old in listed(folder)[:-KEEP]:
-        shutil.rmtree(old)
+    if _problem(place) is None:
+        for old in listed(folder)[:-KEEP]:
+            shutil.rmtree(old)
     return place
 
 

@@ -22,15 +22,20 @@ from resnext.training.step import Outcome, TrainingStep
 
 STEPS_BEFORE_ESTIMATE = 10
 STEPS_TO_WARM_UP = 3
+STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")
+"""The signals that ask a run to stop. Slurm and others send the last one some time before they end a job."""
 
 
 class Interrupted(Exception):
-    """The user or the system asked the run to stop; its state was saved. `exit_code` is 128 + the signal."""
+    """The user or the system asked the run to stop; its state was saved.
+
+    `exit_code` is 130 for SIGINT (Ctrl-C), and 143 for SIGTERM and SIGUSR1, by which batch systems announce an end.
+    """
 
     def __init__(self, signal_number: int, message: str = "") -> None:
         super().__init__(message or signal.Signals(signal_number).name)
         self.signal_number = signal_number
-        self.exit_code = 128 + signal_number
+        self.exit_code = 128 + (signal.SIGINT if signal_number == signal.SIGINT else signal.SIGTERM)
 
 
 @dataclass
@@ -223,12 +228,12 @@ def refuse_too_many_unreadable(loader: Loader, share: float) -> None:
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying in the middle of a step; a second signal acts at once."""
+    """Collect requests to stop instead of dying in the middle of a step; a second signal acts at once."""
     requested: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield requested
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
 
     def request(number: int, frame: FrameType | None) -> None:

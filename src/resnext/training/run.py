@@ -20,7 +20,7 @@ from resnext.data.manifest import Manifest, scan
 from resnext.data.preprocessing import Preprocessing
 from resnext.engine import choose_device
 from resnext.errors import UserError
-from resnext.training import defaults, journal, memory, recipe
+from resnext.training import defaults, journal, memory, owner, recipe
 from resnext.training.journal import Journal, Observer
 from resnext.training.recipe import Recipe
 
@@ -87,6 +87,7 @@ def plan(
     """Scan the data, complete the recipe and refuse what cannot work, without writing anything."""
     said = merge_said(recipe, fields)
     place = Path(out) if out is not None else default_place(data, resume=resume)
+    owner.refuse_owned(place)
     if resume:
         return _plan_resumed(place, data, said, fields.get("form"))
     refuse_occupied(place)
@@ -205,17 +206,18 @@ def _plan_resumed(place: Path, data: str | Path, said: dict[str, Any], form: str
 
 
 def execute(planned: Plan, observer: Observer = journal.ignore) -> Run:
-    """Carry a plan out: write the run's directory, train, keep the best bundle, measure it once more."""
+    """Carry a plan out, as the directory's one owner: write it, train, keep the best bundle, measure it once more."""
     from resnext.training.loop import Interrupted
     from resnext.training.session import Session
 
     place = planned.path
     try:
         place.mkdir(parents=True, exist_ok=True)
-        if not planned.resumed:
-            planned.manifest.write(place / MANIFEST)
-            durable.write_text(place / RECIPE, planned.recipe.to_toml())
-        with memory.kept(choose_device(planned.recipe.machine.device)):
+        with owner.owned(place), memory.kept(choose_device(planned.recipe.machine.device)):
+            if not planned.resumed:
+                refuse_occupied(place)  # once more: another may have begun since the plan was made
+                planned.manifest.write(place / MANIFEST)
+                durable.write_text(place / RECIPE, planned.recipe.to_toml())
             session = Session(planned, observer)
             with Journal(place / JOURNAL, step=session.step_number if planned.resumed else None) as written:
                 return _execute(planned, session, _tell_both(written, observer))
@@ -287,7 +289,7 @@ def _tell_both(written: Journal, observer: Observer) -> Callable[[journal.Event]
 
 def refuse_occupied(place: Path) -> None:
     """Raise UserError where a new run must not be written: a run is there, or something else is."""
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+    if not place.exists() or (place.is_dir() and all(entry.name == owner.LOCK for entry in place.iterdir())):
         return
     if not place.is_dir():
         raise UserError(f"{place} is a file. Choose another directory with --out.")
