@@ -21,7 +21,7 @@ from environment import cifar10_place, print_environment
 
 from resnext import machine
 from resnext.data.loader import Batch
-from resnext.training.run import plan
+from resnext.training.plan import Wish, plan
 from resnext.training.session import Session
 
 
@@ -59,7 +59,7 @@ def main() -> None:
             "augmentation": {"crop": "pad", "padding": 4, "flip": 0.5},
         }
         data = cifar10_place(Path(folder))
-        planned = plan(data, out=Path(folder) / "run", recipe=None, resume=False, fields=fields)
+        planned = plan(data, wish=Wish(Path(folder) / "run"), recipe=None, fields=fields)
         session = Session(planned, lambda event: None)
         session.step.network.train()
         loaded = batches(session)

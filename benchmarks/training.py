@@ -32,7 +32,7 @@ from PIL import Image
 from torch import nn
 
 from resnext import machine
-from resnext.training.run import plan
+from resnext.training.plan import Wish, plan
 from resnext.training.session import Session
 
 Step = Callable[[], int]
@@ -65,7 +65,7 @@ def ours(photos: Path, scratch: Path, options: argparse.Namespace) -> Step:
         "augmentation": {"crop": "random-resized", "area": (0.08, 1.0), "flip": 0.5},
         "label_smoothing": 0.0,
     }
-    session = Session(plan(photos, out=scratch / "run", recipe=None, resume=False, fields=fields), lambda event: None)
+    session = Session(plan(photos, wish=Wish(scratch / "run"), recipe=None, fields=fields), lambda event: None)
     session.step.network.train()
     feed = endless(session.train_loader.epoch)
     counter = iter(range(1 << 60))

@@ -33,6 +33,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
+def is_beside(name: str) -> bool:
+    """Whether a file of this name is what `write_bytes` was writing when its process was killed."""
+    return name.startswith(".") and name.endswith(".new")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text as `write_bytes` does."""
     write_bytes(path, text.encode())

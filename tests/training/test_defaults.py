@@ -9,8 +9,8 @@ import pytest
 
 from making import write_colours
 from resnext.errors import UserError
+from resnext.training.plan import Plan, Wish, plan
 from resnext.training.recipe import Recipe, load
-from resnext.training.run import Plan, plan
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(photos: Path, place: Path, **fields: object) -> Plan:
-    return plan(photos, out=place / "run", recipe=None, resume=False, fields={"batch_size": 8, **fields})
+    return plan(photos, wish=Wish(place / "run"), recipe=None, fields={"batch_size": 8, **fields})
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_the_image_size_is_one_that_the_network_takes(network: str, size: int, p
 @pytest.mark.parametrize("name", ["imagenet_googlenet", "imagenet_resnext50_32x4d", "cifar10_resnet20"])
 def test_what_a_published_recipe_leaves_out_is_off(name: str, photos: Path, tmp_path: Path) -> None:
     """Not guessed: label smoothing, which the defaults use for photos, is not in these papers."""
-    chosen = plan(photos, out=tmp_path / "run", recipe=name, resume=False, fields={}).recipe
+    chosen = plan(photos, wish=Wish(tmp_path / "run"), recipe=name, fields={}).recipe
     complete = Recipe.from_dict(load(name))
     measured = {"colour_axes": ()}
     assert replace(chosen.augmentation, **measured) == replace(complete.augmentation, **measured)

@@ -20,10 +20,11 @@ from resnext.equivalence import fusing, merging
 from resnext.errors import UserError
 from resnext.training import checkpoint, forms, journal, racing
 from resnext.training.forms import FUSED, Forms
-from resnext.training.loop import Interrupted
+from resnext.training.plan import Wish, plan
 from resnext.training.recipe import Recipe, load
-from resnext.training.run import plan, train
+from resnext.training.run import train
 from resnext.training.step import TrainingStep
+from resnext.training.stopping import Interrupted
 
 NAME = "cifar_resnext11_4x4d"
 FIELDS = {**TINY, "network": NAME, "epochs": 2, "precision": "fp32"}
@@ -330,7 +331,7 @@ def test_a_checkpoint_that_names_no_form_was_computed_plainly(
 
 def planned(photos: Path, tmp_path: Path, form: str | None, **fields: Any) -> Recipe:
     asked = {**FIELDS, **fields, "form": form}
-    return plan(photos, out=tmp_path / "run", recipe=None, resume=False, fields=asked).recipe
+    return plan(photos, wish=Wish(tmp_path / "run"), recipe=None, fields=asked).recipe
 
 
 def test_the_flag_names_a_block_form_or_leaves_the_choice(photos: Path, tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ from resnext.data.preprocessing import Preprocessing
 from resnext.errors import UserError
 from resnext.inference.describe import describe
 from resnext.training import defaults, journal, pixels
-from resnext.training.loop import Interrupted
 from resnext.training.recipe import Recipe, load
-from resnext.training.run import Run, merge_said, train
+from resnext.training.run import Run, train
+from resnext.training.said import merge_said
+from resnext.training.stopping import Interrupted
 
 MEAN: dict[str, Any] = {
     **TINY,

@@ -13,7 +13,7 @@ import resnext
 from resnext import catalog
 from resnext.errors import UserError
 from resnext.training import recipe
-from resnext.training.run import merge_said
+from resnext.training.said import merge_said
 
 NAMES = sorted(recipe.published())
 STEPS, BATCH = 3, 2

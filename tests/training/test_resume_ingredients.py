@@ -14,9 +14,10 @@ from resnext import durable
 from resnext.bundle import Bundle
 from resnext.errors import UserError
 from resnext.training import checkpoint, journal
-from resnext.training.loop import Interrupted, Position
+from resnext.training.position import Position
 from resnext.training.recipe import Recipe
 from resnext.training.run import train
+from resnext.training.stopping import Interrupted
 
 RMSPROP = {"name": "rmsprop", "learning_rate": 0.02, "rho": 0.9, "epsilon": 1.0, "clip_norm": 2.0}
 PLATEAU = {

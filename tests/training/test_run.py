@@ -17,9 +17,9 @@ from making import COLOURS, TINY, write_colours
 from resnext.bundle import Bundle
 from resnext.errors import UserError
 from resnext.training import checkpoint, journal
-from resnext.training.loop import Interrupted
 from resnext.training.recipe import Recipe, load
 from resnext.training.run import train
+from resnext.training.stopping import Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,11 @@ def test_it_learns_and_leaves_a_complete_run(finished: Any, photos: Path, tmp_pa
 
 def test_the_journal_tells_every_step_and_epoch(finished: Any) -> None:
     events = list(journal.read(finished.path / "journal.jsonl"))
-    assert [e["event"] for e in events if e["event"] != "step"] == ["start", *["epoch"] * 3, "end"]
+    assert [e["event"] for e in events if e["event"] not in ("step", "checkpoint")] == ["start", *["epoch"] * 3, "end"]
+    assert [e["at_step"] for e in events if e["event"] == "checkpoint"] == [
+        0,
+        *(e["step"] + 1 for e in events if e["event"] == "epoch"),
+    ]
     steps = [e for e in events if e["event"] == "step"]
     assert [e["step"] for e in steps] == list(range(len(steps)))
     assert {"loss", "learning_rate", "data_seconds", "compute_seconds", "update_seconds"} <= steps[0].keys()
@@ -332,7 +336,7 @@ def test_early_epochs_train_on_smaller_inputs(photos: Path, tmp_path: Path) -> N
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Session, "_network", watched)
-        train(photos, out=tmp_path / "run", data={"early_size": 8, "early_epochs": 2}, **TINY)
+        train(photos, out=tmp_path / "run", data={"early_size": 8, "early_epochs": 2}, micro_batch=64, **TINY)
     assert set(seen) == {8, 16}
     assert seen[0] == 8
     assert seen[-1] == 16

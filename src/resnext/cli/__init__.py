@@ -72,7 +72,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _told(message: str, code: int = USER_MISTAKE) -> int:
-    sys.stderr.write(message.strip() + "\n")
+    if message:  # a process whose error another one tells has none
+        sys.stderr.write(message.strip() + "\n")
     return code
 
 

@@ -47,7 +47,7 @@ class Display:
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one event; kinds that have nothing to show are passed over."""
-        show = getattr(self, f"_show_{event['event']}", None)
+        show = getattr(self, f"_show_{event['event'].replace('-', '_')}", None)
         if show is not None:
             show(event)
 
@@ -96,6 +96,8 @@ class Display:
 
     def _show_note(self, event: dict[str, Any]) -> None:
         self.say(event["text"])
+
+    _show_skipped = _show_return = _show_micro_batch = _show_note
 
     def _show_stopping(self, event: dict[str, Any]) -> None:
         self.say("Stopping after this step and saving; once more stops at once.")

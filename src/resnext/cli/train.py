@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ class Place:
     """Directory of the run; runs/NAME, or runs/NAME-2 and so on, where it is not given."""
     resume: Annotated[bool, Parameter(negative="")] = False
     """Go on with the run in --out from its newest checkpoint."""
+    auto_resume: Annotated[bool, Parameter(negative="")] = False
+    """Go on where --out holds a run, begin where it does not, and leave a finished one as it is: for jobs that are
+    started again by themselves."""
 
 
 @Parameter(name="*")
@@ -56,6 +60,10 @@ class How:
     """Peak learning rate."""
     seed: int | None = None
     """Decides the validation cut, the first weights, the order and the augmentation."""
+    batch_norm: Literal["local", "synchronised"] | None = None
+    """With torchrun: batch norm sees the images of one process, or of all."""
+    scaling: Literal["none", "linear"] | None = None
+    """With torchrun: linear multiplies batch size and learning rate by the number of processes."""
 
 
 @Parameter(name="*")
@@ -73,6 +81,8 @@ class On:
     """auto: equal computations, the fastest by stopwatch; a, b or c: that form of ResNeXt's blocks, as it stands."""
     checkpoint_every: float | None = None
     """Minutes between checkpoints within an epoch."""
+    micro_batch: int | None = None
+    """Images computed at once, whose gradients are summed to a batch; 0 is as many as memory holds."""
 
 
 def train(
@@ -104,6 +114,8 @@ def train(
     fields = {**asdict(what), **asdict(how), **asdict(on)}
     with Display() as display:
         result = _train(data, recipe, folds, place, fields, display)
+    if result is None:
+        return
     if output.json:
         print_json(result)
     elif "bundle" in result:
@@ -115,14 +127,28 @@ def train(
 
 def _train(
     data: str, recipe: str | None, folds: int | None, place: Place, fields: dict[str, Any], display: Display
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    """Train and return what to print; None in a process that another one speaks for."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # Said before torch is loaded: it warns of `find_unused_parameters`, which training/distributed.py explains.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from resnext.training.run import train
 
     if folds is not None:
         from resnext.training.folds import train_folds
 
         return train_folds(data, folds, out=place.out, recipe=recipe, resume=place.resume, observer=display, **fields)
-    run = train(data, out=place.out, recipe=recipe, resume=place.resume, observer=display, **fields)
+    run = train(
+        data,
+        out=place.out,
+        recipe=recipe,
+        resume=place.resume,
+        auto_resume=place.auto_resume,
+        observer=display,
+        **fields,
+    )
+    if not run.leads:
+        return None
     return {
         "run": str(run.path),
         "bundle": str(run.bundle.path),

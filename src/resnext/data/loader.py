@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
@@ -72,13 +73,15 @@ class Files:
 class Batch:
     """One step's images: rows of the split int64 N, pixels of 0…255 N×S×S×C, classes int64 N; and its number.
 
-    Pixels are uint8, but float32 where they were augmented with `lighting`.
+    Pixels are uint8, but float32 where they were augmented with `lighting`. `part` is which part of the step's images
+    these were to be, unreadable ones counted; None where they are the whole step.
     """
 
     indices: NDArray[np.int64]
     pixels: NDArray[np.uint8] | NDArray[np.float32]
     labels: NDArray[np.int64]
     step: int
+    part: order.Part | None = None
 
 
 class Loader:
@@ -115,6 +118,13 @@ class Loader:
         self.prefetch = prefetch
         self.labels = split.labels.astype(np.int64)
         self.unreadable: dict[int, str] = {}
+        self.process, self.processes = 0, 1
+
+    def for_process(self, process: int, processes: int) -> Loader:
+        """Return a loader of the same images that yields one process's part of them, of so many processes."""
+        part = copy.copy(self)
+        part.process, part.processes, part.unreadable = process, processes, {}
+        return part
 
     @property
     def steps(self) -> int:
@@ -125,15 +135,18 @@ class Loader:
         """Yield an epoch's batches from `start_step` on, in training order and augmented.
 
         Starting late costs nothing for the batches left out. A batch of which unreadable files leave fewer
-        than two images is skipped, as batch norm cannot train on one; `Batch.step` counts on.
+        than two images is skipped, as batch norm cannot train on one; `Batch.step` counts on. One of several
+        processes yields every batch, and leaves it to the step to agree with the others.
         """
         images = order.permutation(self.seed, epoch, len(self.labels))
         plan = ((step, order.batch(images, step, self.batch_size)) for step in range(start_step, self.steps))
-        loads = in_order(lambda planned: self._load(*planned, epoch), plan, workers=self.workers, ahead=self.prefetch)
+        loads = in_order(
+            lambda planned: self._load_part(*planned, epoch), plan, workers=self.workers, ahead=self.prefetch
+        )
         with closing(loads):
             for batch, failures in loads:
                 self._note(failures)
-                if not failures or len(batch.indices) > 1:
+                if not failures or len(batch.indices) > 1 or self.processes > 1:
                     yield batch
 
     def sequential(self) -> Iterator[Batch]:
@@ -141,7 +154,8 @@ class Loader:
 
         The threads share the work on each batch, so that the first one comes soon and the last one, too.
         """
-        images, size = np.arange(len(self.labels)), self.batch_size
+        mine, size = order.part(len(self.labels), self.process, self.processes), self.batch_size
+        images = np.arange(mine.start, mine.stop)
         batches = [images[start : start + size] for start in range(0, len(images), size)]
         plan = ((s, rows[at : at + PIECE]) for s, rows in enumerate(batches) for at in range(0, len(rows), PIECE))
         ahead = self.prefetch * _pieces(size)
@@ -158,6 +172,14 @@ class Loader:
     def _note(self, failures: dict[int, str]) -> None:
         for index, reason in failures.items():
             self.unreadable.setdefault(index, reason)
+
+    def _load_part(self, step: int, indices: NDArray[np.int64], epoch: int) -> tuple[Batch, dict[int, str]]:
+        """Make this process's part of one batch, and say which of its images cannot be read."""
+        if self.processes == 1:
+            return self._load(step, indices, epoch)
+        mine = order.part(len(indices), self.process, self.processes)
+        batch, failures = self._load(step, indices[mine.start : mine.stop], epoch)
+        return replace(batch, part=mine), failures
 
     def _load(self, step: int, indices: NDArray[np.int64], epoch: int | None) -> tuple[Batch, dict[int, str]]:
         """Make one batch, augmented unless `epoch` is None, and say which of its images cannot be read."""

@@ -9,6 +9,8 @@ with every version of NumPy.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,6 +57,30 @@ def batch(order: NDArray[np.int64], step: int, batch_size: int) -> NDArray[np.in
     """Return the images of one step: the slice of an epoch's order that belongs to it, as `steps` counts."""
     last = step == steps(len(order), batch_size) - 1
     return order[step * batch_size : None if last else (step + 1) * batch_size]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one of several processes takes of a step: images `start` … `stop` of `whole`, which `copies` take alike."""
+
+    start: int
+    stop: int
+    whole: int
+    copies: int = 1
+
+
+def part(count: int, process: int, processes: int) -> Part:
+    """Return the part of a step of `count` images that is for one process, by its number from 0 on.
+
+    The parts follow each other, differ by at most one image and are the whole together. A step with fewer than two
+    images for each is computed whole by every one of them, as batch norm cannot train on one image: averaged over the
+    processes, each image counts once all the same.
+    """
+    if count < 2 * processes:
+        return Part(0, count, count, processes)
+    size, more = divmod(count, processes)
+    start = process * size + min(process, more)
+    return Part(start, start + size + (process < more), count)
 
 
 def _scramble(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -12,9 +12,12 @@ from resnext.bundle import Bundle
 from resnext.data.manifest import folds as cut
 from resnext.data.manifest import scan
 from resnext.errors import UserError
+from resnext.training import distributed
 from resnext.training.journal import Observer, ignore, is_finished
-from resnext.training.loop import Interrupted
-from resnext.training.run import JOURNAL, RECIPE, default_place, execute, how_to_resume, merge_said, plan
+from resnext.training.plan import JOURNAL, Wish, default_place, is_begun, plan
+from resnext.training.run import execute, how_to_resume
+from resnext.training.said import merge_said
+from resnext.training.stopping import Interrupted
 
 CONFIDENCE = 0.95
 
@@ -39,6 +42,8 @@ def train_folds(
     """
     if k < 2:
         raise UserError(f"--folds {k} is no cross-validation. Use 2 or more, or leave it out.")
+    if distributed.wanted():
+        raise UserError("Folds are trained one after another by one process each. Leave out --folds, or torchrun.")
     place = Path(out) if out is not None else default_place(data, resume=resume)
     if not resume and any(place.glob("fold-*")):
         raise UserError(f"{place} holds folds already. Go on with --resume, or choose another --out.")
@@ -51,8 +56,8 @@ def train_folds(
         if resume and is_finished(fold / JOURNAL):
             scores.append(Bundle.open(fold).contents.results)
             continue
-        begun = resume and (fold / RECIPE).is_file()
-        plans.append(plan(data, out=fold, recipe=recipe, resume=begun, fields=fields, manifest=part))
+        wish = Wish(fold, resume=resume and is_begun(fold))
+        plans.append(plan(data, wish=wish, recipe=recipe, fields=fields, manifest=part))
     try:
         scores += [execute(each, observer).scores for each in plans]
     except Interrupted as stop:

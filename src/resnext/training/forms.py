@@ -14,6 +14,7 @@ machine of the same kind.
 from __future__ import annotations
 
 import copy
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -79,14 +80,15 @@ def settle(step: TrainingStep, *, steps: int, recorded: Forms | None) -> tuple[F
 
     `recorded` is the choice in the checkpoint that the run goes on from. It is taken where it holds here: the same
     kind of machine, device and precision. Otherwise, and in a new run, the stopwatch chooses; with the recipe's form
-    "plain" everything is as it stands.
+    "plain" everything is as it stands. Of several processes the first one decides for all.
     """
     form, place = step.recipe.machine.form, _place(step)
     forms, notes = Forms(form, place=place), list[str]()
     if form == "auto" and recorded is not None and _holds(recorded, place):
         forms = recorded
     elif form == "auto" and steps >= WORTH_STEPS:
-        forms, notes = _chosen(step, steps, place)
+        told = json.loads(step.group.agree(lambda: _chosen_and_told(step, steps, place)))
+        forms, notes = Forms.from_dict(told["forms"]), told["notes"]
     _put_in_force(forms, step.network)
     notes += filter(None, [forms.in_words()])
     if recorded is not None and (recorded.merged, recorded.fused) != (forms.merged, forms.fused):
@@ -114,6 +116,11 @@ def _holds(recorded: Forms, place: Mapping[str, Any]) -> bool:
 def _place(step: TrainingStep) -> dict[str, Any]:
     name = torch.cuda.get_device_name(step.device) if step.device.type == "cuda" else step.device.type
     return {**machine.fingerprint(), "device": name, "precision": step.precision}
+
+
+def _chosen_and_told(step: TrainingStep, steps: int, place: dict[str, Any]) -> bytes:
+    forms, notes = _chosen(step, steps, place)
+    return json.dumps({"forms": forms.to_dict(), "notes": notes}).encode()
 
 
 _CHOSEN: dict[str, tuple[Forms, list[str]]] = {}
@@ -221,7 +228,8 @@ def _images(step: TrainingStep, shape: Shape) -> Tensor:
     """Return a batch N×C×H×W as the run's activations are: in its precision, channels last in memory."""
     autocast = engine.autocast(step.device, step.precision)
     dtype = torch.float32 if step.precision == "fp32" else autocast.fast_dtype
-    images = torch.ones(step.recipe.batch_size, *shape, dtype=dtype, device=step.device)
+    count = -(-step.recipe.batch_size // step.group.size)
+    images = torch.ones(min(count, step.micro_batch or count), *shape, dtype=dtype, device=step.device)
     return images.to(memory_format=torch.channels_last).requires_grad_()
 
 

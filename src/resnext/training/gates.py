@@ -2,8 +2,7 @@
 
 G. Huang and others, "Deep Networks with Stochastic Depth", arXiv:1603.09382 section 3, for the blocks of
 `residual.py`. A gate is a function of (seed, step, block), and for drop path of the image's place in the batch, so
-that a resumed run has the same gates, and so have all processes of a run that is split over several (where equal
-places on two of them draw alike for drop path).
+that a resumed run has the same gates, and so have all processes of a run that is split over several.
 
 Departures and readings: a block that was left out has gradients of zero, not none, as in the authors' code, so that
 weight decay and momentum move its weights all the same.
@@ -35,28 +34,30 @@ class Gates:
         self.rows = np.array([number for number, _ in numbered], np.int64)
 
     @contextmanager
-    def drawn(self, step: int, images: int) -> Iterator[None]:
-        """Set the gates of one step for a batch of so many images, around its forward and backward pass.
+    def drawn(self, step: int, images: int, start: int = 0) -> Iterator[None]:
+        """Set the gates of one step for so many images of its batch, around their forward and backward pass.
 
-        Afterwards parameters that got no gradient have one of zeros, and all gates are open.
+        `start` is the place of the first one in the batch. Afterwards parameters that got no gradient have one of
+        zeros, and all gates are open.
         """
         if not self.blocks:
             yield
             return
         try:
-            self._draw(step, images)
+            self._draw(step, images, start)
             yield
             self._fill_gradients()
         finally:
             for block in self.blocks:
                 block.gate = True
 
-    def _draw(self, step: int, images: int) -> None:
+    def _draw(self, step: int, images: int, start: int) -> None:
         by_image = any(block.keep < 1 for block in self.blocks)
-        uniforms = order.uniforms(self.seed, step, self.rows, images if by_image else 1, stream=STREAM_OF_GATES)
+        draws = start + images if by_image else 1
+        uniforms = order.uniforms(self.seed, step, self.rows, draws, stream=STREAM_OF_GATES)
         if by_image:
             keeps = np.array([[block.keep] for block in self.blocks])
-            by_block = torch.from_numpy((uniforms < keeps).astype(np.float32)).to(self.device)  # blocks×N
+            by_block = torch.from_numpy((uniforms[:, start:] < keeps).astype(np.float32)).to(self.device)  # blocks×N
         for row, block in enumerate(self.blocks):
             block.gate = bool(uniforms[row, 0] < block.survival) if block.survival < 1 else by_block[row]
 

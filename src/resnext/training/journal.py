@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,14 +32,36 @@ class Journal:
 
     def __init__(self, path: Path, *, step: int | None = None) -> None:
         self.path = path
+        self._writing = threading.Lock()
         if step is not None and path.exists():
-            kept = [event for event in read(path) if event.get("step", -1) < step or event["event"] == "resume"]
-            durable.write_text(path, "".join(_line(event) for event in kept))
+            self._drop_from(step)
         self._file = path.open("a", encoding="utf-8")
         self._flushed = time.monotonic()
 
+    def _drop_from(self, step: int) -> None:
+        kept = [event for event in read(self.path) if event.get("step", -1) < step or event["event"] == "resume"]
+        durable.write_text(self.path, "".join(_line(event) for event in kept))
+
+    def sync(self) -> None:
+        """Return when everything told until now is on the disk; safe to call from another thread."""
+        with self._writing:
+            if not self._file.closed:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
     def __call__(self, event: Event) -> None:
-        """Append one event; `time` (seconds since 1970) is added where it is missing."""
+        """Append one event; `time` (seconds since 1970) is added where it is missing.
+
+        A "return" to an earlier step takes back what was told from that step on.
+        """
+        with self._writing:
+            if event["event"] == "return":
+                self._file.close()
+                self._drop_from(event["to_step"])
+                self._file = self.path.open("a", encoding="utf-8")
+            self._append(event)
+
+    def _append(self, event: Event) -> None:
         self._file.write(_line({**event, "time": event.get("time", round(time.time(), 3))}))
         if event["event"] != "step" or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._file.flush()
@@ -49,6 +73,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.sync()
         self._file.close()
 
 

@@ -2,70 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from types import FrameType
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from resnext.data.loader import Batch, Loader
 from resnext.errors import UserError
 from resnext.evaluation.metrics import Scores
+from resnext.training import divergence, microbatch, stopping
+from resnext.training.divergence import Diverged
 from resnext.training.journal import Observer
+from resnext.training.position import Position
 from resnext.training.recipe import Recipe
-from resnext.training.schedule import History, learning_rate
+from resnext.training.schedule import learning_rate
+from resnext.training.state import Checkpoints
 from resnext.training.step import Outcome, TrainingStep
+from resnext.training.stopping import Interrupted
+from resnext.training.unreadable import refuse_too_many_unreadable
 
 STEPS_BEFORE_ESTIMATE = 10
 STEPS_TO_WARM_UP = 3
-STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")
-"""The signals that ask a run to stop. Slurm and others send the last one some time before they end a job."""
-
-
-class Interrupted(Exception):
-    """The user or the system asked the run to stop; its state was saved.
-
-    `exit_code` is 130 for SIGINT (Ctrl-C), and 143 for SIGTERM and SIGUSR1, by which batch systems announce an end.
-    """
-
-    def __init__(self, signal_number: int, message: str = "") -> None:
-        super().__init__(message or signal.Signals(signal_number).name)
-        self.signal_number = signal_number
-        self.exit_code = 128 + (signal.SIGINT if signal_number == signal.SIGINT else signal.SIGTERM)
-
-
-@dataclass
-class Position:
-    """Where a run stands: the next step, the epoch's sums so far, the best validation, and the schedule's history."""
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    loss_sum: float = 0.0
-    images: int = 0
-    best: dict[str, Any] | None = None
-    history: History = field(default_factory=History)
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> Position:
-        """Return the position that `to_dict` gave; what an older version did not record is as at the beginning."""
-        return cls(**{**raw, "history": History(**raw.get("history", {}))})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the position as plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
 class Actions:
-    """What the loop asks of its run: measure, keep the best, save, tell."""
+    """What the loop asks of its run: measure, keep the best, save and go back, tell."""
 
     validate: Callable[[], Scores]
     keep_best: Callable[[Scores], None]
-    save: Callable[[], None]
+    checkpoints: Checkpoints
     tell: Observer
 
 
@@ -84,24 +52,44 @@ class Loop:
         self.seconds: list[float] = []
         self.named_unreadable: set[int] = set()
 
+    @property
+    def number(self) -> int:
+        """The number of the next step, counted from the run's beginning."""
+        return self.position.epoch * self.steps_per_epoch + self.position.step_in_epoch
+
     def run(self) -> None:
         """Run to the end; raises Interrupted, with everything saved, when a signal asked for it."""
-        with _stop_requests() as requested:
+        with stopping.requests() as requested:
+            if self.number == 0:
+                self._save()
             while self.position.epoch < self.recipe.epochs:
                 started = time.perf_counter()
-                self._train_epoch(requested)
+                try:
+                    self._train_epoch(requested)
+                except Diverged:
+                    self._return()
+                    continue
                 trained = time.perf_counter() - started
-                if requested:
+                if self._asked(requested):
                     self.actions.tell({"event": "stopping"})
                 scores = self.actions.validate()
                 self._finish_epoch(scores, trained, time.perf_counter() - started - trained)
-                if requested:
-                    raise Interrupted(requested[0])
+                if self._asked(requested):
+                    self._stop(requested)
+        self.actions.checkpoints.background.wait()
         if self.position.best is None:
             raise UserError(
                 "After every epoch what the network puts out on validation images was not finite; nothing was kept.\n"
                 "Start again with another --out and a lower --learning-rate, more --epochs, or --precision fp32."
             )
+
+    def _asked(self, requested: list[int]) -> bool:
+        """Whether a process of the run was asked to stop."""
+        return self.step.group.sums([bool(requested)])[0] > 0
+
+    def _stop(self, requested: list[int]) -> None:
+        self.actions.checkpoints.background.wait()
+        raise Interrupted(requested[0] if requested else signal.SIGTERM)
 
     def _train_epoch(self, requested: list[int]) -> None:
         position, saved, self.images_now = self.position, time.monotonic(), 0
@@ -111,40 +99,64 @@ class Loop:
             data_seconds = time.perf_counter() - waiting
             self._name_unreadable()
             position.step_in_epoch = batch.step
-            self._one_step(batch, data_seconds)
+            outcome = self._one_step(batch, data_seconds, stopping=bool(requested))
             position.step_in_epoch += 1
-            if requested and position.step_in_epoch < self.steps_per_epoch:
+            asked = bool(requested) if self.step.group.size == 1 else outcome.stopping
+            if asked and position.step_in_epoch < self.steps_per_epoch:
                 self.actions.tell({"event": "stopping"})
-                self.actions.save()
-                raise Interrupted(requested[0])
-            if time.monotonic() - saved > 60 * self.recipe.machine.checkpoint_every:
-                self.actions.save()
+                self._save()
+                self._stop(requested)
+            if time.monotonic() - saved > 60 * self.recipe.machine.checkpoint_every and not position.skipped_in_row:
+                self._save()
                 saved = time.monotonic()
             waiting = time.perf_counter()
         self._name_unreadable()
+        self._name_those_of_others()
 
-    def _one_step(self, batch: Batch, data_seconds: float) -> None:
+    def _save(self) -> None:
+        waited = self.actions.checkpoints.save(self.number, self.position)
+        self.actions.tell({"event": "checkpoint", "at_step": self.number, "waited_seconds": round(waited, 6)})
+
+    def _return(self) -> None:
+        """Go back to the last checkpoint before the weights went wrong, with a lower rate."""
+        at, rate = self.number, self.recipe.optimizer.learning_rate * self.position.rate_factor
+        restored = self.actions.checkpoints.restore(calm=True)
+        if restored is None or self.position.returns >= divergence.RETURNS:
+            raise divergence.give_up(at, rate, self.step.precision)
+        divergence.back(self.position, restored.position)
+        self.actions.tell(divergence.returned(at, self.number, self.position))
+
+    def _one_step(self, batch: Batch, data_seconds: float, *, stopping: bool) -> Outcome:
         position, recipe, history = self.position, self.recipe, self.position.history
-        step = position.epoch * self.steps_per_epoch + position.step_in_epoch
-        peak = recipe.optimizer.learning_rate
+        step, at_once = self.number, self.step.micro_batch
+        peak = recipe.optimizer.learning_rate * position.rate_factor
         rate = learning_rate(recipe.schedule, peak, step, self.steps_per_epoch, recipe.epochs, history)
         waits = history.waits_for_error(recipe.schedule)
-        outcome = self.step(batch, position.epoch, step, rate, count_errors=waits)
+        outcome = self.step(batch, position.epoch, step, rate, count_errors=waits, stopping=stopping)
+        if self.step.micro_batch != at_once:
+            text = microbatch.said(self.step.micro_batch or 0, len(batch.indices))
+            self.actions.tell({"event": "micro-batch", "step": step, "images": self.step.micro_batch, "text": text})
+        if outcome.skipped:
+            self.actions.tell(divergence.event(position, outcome, step, rate, batch, self.loader.split))
+            divergence.note_skipped(position, outcome)
+            return outcome
+        position.skipped_in_row = 0
         if outcome.errors is not None:
-            history.add_training_error(outcome.errors / len(batch.labels), step, recipe.schedule)
-        position.loss_sum += outcome.loss * len(batch.labels)
-        position.images += len(batch.labels)
-        self.images_now += len(batch.labels)
-        self._tell_step(outcome, step, rate, len(batch.labels), data_seconds)
+            history.add_training_error(outcome.errors / outcome.images, step, recipe.schedule)
+        position.loss_sum += outcome.loss * outcome.images
+        position.images += outcome.images
+        self.images_now += outcome.images
+        self._tell_step(outcome, step, rate, data_seconds)
+        return outcome
 
-    def _tell_step(self, outcome: Outcome, step: int, rate: float, images: int, data_seconds: float) -> None:
+    def _tell_step(self, outcome: Outcome, step: int, rate: float, data_seconds: float) -> None:
         counted = {} if outcome.errors is None else {"errors": outcome.errors}
         self.actions.tell(
             {
                 "event": "step",
                 "epoch": self.position.epoch,
                 "step": step,
-                "images": images,
+                "images": outcome.images,
                 "loss": outcome.loss,
                 **counted,
                 "learning_rate": rate,
@@ -161,6 +173,17 @@ class Loop:
             seconds = self._relative_cost_left(step) * steady[len(steady) // 2]
             left = self.steps_per_epoch * self.recipe.epochs - step - 1
             self.actions.tell({"event": "estimate", "seconds": round(seconds, 1), "steps": left})
+            self._warn_of_grace(steady[len(steady) // 2])
+
+    def _warn_of_grace(self, seconds: float) -> None:
+        """Say, once, where a step of so many seconds and a save may be too long for who ends this process."""
+        together = seconds + self.actions.checkpoints.seconds
+        if together > stopping.TIGHT:
+            text = (
+                f"A step and a save take {together:.0f} s here. On SIGTERM a run finishes both, but torchrun ends a "
+                f"process {stopping.GRACE:.0f} s after it. Have it sent earlier (Slurm: --signal=USR1@120)."
+            )
+            self.actions.tell({"event": "note", "text": text})
 
     def _relative_cost_left(self, step: int) -> float:
         """Return what the steps left cost, in steps like this one; smaller early inputs cost by their area."""
@@ -197,7 +220,8 @@ class Loop:
         position.epoch += 1
         position.step_in_epoch, position.loss_sum, position.images = 0, 0.0, 0
         self.actions.tell(event)
-        self.actions.save()
+        if not position.skipped_in_row:
+            self._save()
 
     def _name_unreadable(self) -> None:
         new = self.loader.unreadable.keys() - self.named_unreadable
@@ -213,38 +237,13 @@ class Loop:
         if new:
             refuse_too_many_unreadable(self.loader, self.recipe.data.max_unreadable)
 
-
-def refuse_too_many_unreadable(loader: Loader, share: float) -> None:
-    """Raise UserError where more than this share of a split's images turned out to be unreadable."""
-    unreadable, count = loader.unreadable, len(loader.split)
-    if len(unreadable) > share * count:
-        index, reason = next(iter(unreadable.items()))
-        raise UserError(
-            f"{len(unreadable)} of {count} images cannot be read, more than the share {share:g} that is allowed; "
-            f"for example {loader.split.path(index)}: {reason}.\n"
-            "Mend or remove them, or allow more with --max-unreadable."
-        )
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collect requests to stop instead of dying in the middle of a step; a second signal acts at once."""
-    requested: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-    numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def request(number: int, frame: FrameType | None) -> None:
-        requested.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in numbers:
-        signal.signal(number, request)
-    try:
-        yield requested
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def _name_those_of_others(self) -> None:
+        """Tell of the images that other processes could not read in this epoch."""
+        group = self.step.group
+        if group.size == 1:
+            return
+        mine = {str(index): reason for index, reason in self.loader.unreadable.items()}
+        for told in group.gather(json.dumps(mine).encode()):
+            for index, reason in json.loads(told).items():
+                self.loader.unreadable.setdefault(int(index), reason)
+        self._name_unreadable()

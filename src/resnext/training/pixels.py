@@ -15,6 +15,7 @@ from resnext.data.loader import Files, Loader, Source
 from resnext.data.manifest import Split
 from resnext.data.preprocessing import Preprocessing
 from resnext.errors import UserError
+from resnext.training.distributed import ALONE, Group
 from resnext.training.journal import Observer
 
 NAME = "mean_image"  # of the tensor in the file
@@ -63,21 +64,32 @@ def open_sources(
 
 
 def with_mean_image(
-    preprocessing: Preprocessing, source: Source, split: Split, file: Path, *, workers: int, observer: Observer
+    preprocessing: Preprocessing,
+    source: Source,
+    split: Split,
+    file: Path,
+    *,
+    workers: int,
+    observer: Observer,
+    group: Group = ALONE,
 ) -> Preprocessing:
     """Return the preprocessing with the mean image of a source: of the centre crops of all that can be read.
 
-    It is measured once and kept in `file`. Raises UserError where that is damaged or no image can be read.
+    The first process of `group` measures it once and keeps it in `file`. Raises UserError where that is damaged or no
+    image can be read.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load, save
 
-    if not file.is_file():
-        loader = Loader(source, split, preprocessing, batch_size=BATCH, workers=workers)
-        image = statistics.mean_image(_pixels(loader, observer))
-        durable.write_bytes(file, save({NAME: image}))
+    def measured() -> bytes:
+        if not file.is_file():
+            loader = Loader(source, split, preprocessing, batch_size=BATCH, workers=workers)
+            image = statistics.mean_image(_pixels(loader, observer))
+            durable.write_bytes(file, save({NAME: image}))
+        return file.read_bytes()
+
     try:
-        return preprocessing.with_mean_image(load(file.read_bytes())[NAME])
+        return preprocessing.with_mean_image(load(group.agree(measured))[NAME])
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{file} is damaged. Remove it, and it is measured again.") from error
 

@@ -11,7 +11,7 @@ import math
 import tomllib
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -38,6 +38,7 @@ FLAT = {
     "workers": "machine",
     "compile": "machine",
     "checkpoint_every": "machine",
+    "micro_batch": "machine",
 }
 
 
@@ -52,6 +53,9 @@ class Recipe(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    batch_norm: Literal["local", "synchronised"] = Field(
+        default="local", description="whose images batch norm sees: those of one process, or of all"
+    )
     initialisation: Initialisation | None = Field(default=None, description="None: as the network's paper has it")
     data: Data
     augmentation: Augmentation = Field(default_factory=Augmentation)

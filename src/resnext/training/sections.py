@@ -171,3 +171,4 @@ class Machine(BaseModel):
     compile: Literal["auto", "on", "off"] = "auto"
     form: Literal["auto", "plain"] = "auto"
     checkpoint_every: float = Field(default=10.0, gt=0, description="minutes")
+    micro_batch: int = Field(default=0, ge=0, description="images computed at once; 0: as many as memory holds")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,9 +17,11 @@ from torch.nn import functional
 from resnext import engine
 from resnext.data import augmentation, order
 from resnext.data.loader import Batch
+from resnext.data.order import Part
 from resnext.data.preprocessing import Preprocessing
-from resnext.errors import UserError
+from resnext.training import microbatch, synchronised
 from resnext.training import optimizer as optimizers
+from resnext.training.distributed import ALONE, Group
 from resnext.training.gates import Gates, refuse_compiling
 from resnext.training.recipe import Recipe
 
@@ -26,64 +30,165 @@ STREAM_OF_TORCH = 100  # apart from the streams of augmentation
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one step did: mean loss over its images, the seconds of its two parts, and top-1 errors if counted."""
+    """What one step did: mean loss over its `images`, the seconds of its two parts, and top-1 errors if counted.
+
+    `skipped` says why the weights were left as they were ("loss" or "gradient" not finite, "images" too few);
+    `stopping` whether a process of the run was asked to stop.
+    """
 
     loss: float
     compute_seconds: float
     update_seconds: float
     errors: int | None = None
+    images: int = 0
+    skipped: str = ""
+    stopping: bool = False
+
+
+@dataclass
+class _Sums:
+    """What a process adds up over its part of a step: losses and errors of images, and how many there were."""
+
+    loss: float = 0.0
+    errors: int = 0
+    images: int = 0
 
 
 class TrainingStep:
-    """Hold what a step needs and changes: network, optimiser, moving average, and how they are computed."""
+    """Hold what a step needs and changes: network, optimiser, moving average, and how they are computed.
 
-    def __init__(self, network: nn.Module, recipe: Recipe, preprocessing: Preprocessing, num_classes: int) -> None:
+    `micro_batch` is how many images are computed at once (None: all).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        preprocessing: Preprocessing,
+        num_classes: int,
+        group: Group = ALONE,
+    ) -> None:
         options = recipe.machine
         self.recipe = recipe
         self.preprocessing = preprocessing
         self.num_classes = num_classes
+        self.group = group
         self.device = torch.device(engine.choose_device(options.device))
         self.precision = engine.choose_precision(options.precision, self.device.type)
+        self.micro_batch: int | None = options.micro_batch or None
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
         if options.compile == "on":
             refuse_compiling(network)
-        forward: Callable[[Tensor], list[tuple[float, Tensor]]] = cast(Any, network).training_logits
-        self.forward = torch.compile(forward) if options.compile == "on" else forward
+        shared = recipe.batch_norm == "synchronised" and group.size > 1
+        self.presence = synchronised.synchronise(network) if shared else synchronised.Presence()
+        self.module = group.parallel(_TrainingLogits(network, compiled=options.compile == "on"))
         self.optimizer = optimizers.build(network, recipe.optimizer, self.device)
         self.average = optimizers.MovingAverage(network, recipe.ema_decay) if recipe.ema_decay else None
         self.gates = Gates(network, recipe.seed, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self._buffers = list(network.buffers())
+        self._kept = [buffer.clone() for buffer in self._buffers]
 
     def __call__(
-        self, batch: Batch, epoch: int, step: int, learning_rate: float, *, count_errors: bool = False
+        self,
+        batch: Batch,
+        epoch: int,
+        step: int,
+        learning_rate: float,
+        *,
+        count_errors: bool = False,
+        stopping: bool = False,
     ) -> Outcome:
         """Train on one batch; `step` counts from the run's beginning and seeds gates and what torch itself draws.
 
         `count_errors` counts the images, as augmented, whose true class the network did not rank first before the
-        update. Raises UserError, before the weights change, where the loss is not finite.
+        update. `stopping` tells the other processes that this one was asked to stop. Where the loss or a gradient is
+        not finite, nothing is changed: neither weights, nor running statistics, nor the optimiser's state.
         """
         started = time.perf_counter()
-        torch.manual_seed(_seed(self.recipe.seed, step))
-        inputs, targets = self._inputs(batch, epoch, step)
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.gates.drawn(step, len(inputs)):
-            with engine.autocast(self.device, self.precision):
-                outputs = self.forward(inputs)
-                loss = self._loss(outputs, targets)
-            torch.autograd.backward(self.scaler.scale(loss))
-        value = loss.item()
-        errors = int((outputs[0][1].argmax(1) != targets).sum()) if count_errors else None
+        self._copy(self._buffers, self._kept)
+        part = batch.part or Part(0, len(batch.indices), len(batch.indices))
+        mine = self._sums_of(batch, part, epoch, step, count_errors=count_errors)
+        bad_loss, bad_gradient = not math.isfinite(mine.loss), not math.isfinite(self._gradient_norm())
+        told = [mine.loss / part.copies, mine.errors / part.copies, mine.images / part.copies]
+        totals = self.group.sums([*told, bad_loss, bad_gradient, stopping])
+        images, any_stopping = round(totals[2]), totals[5] > 0
         computed = time.perf_counter()
-        if not np.isfinite(value):
-            raise UserError(_what_to_try(value, step, learning_rate, self.precision))
-        self._update(learning_rate)
-        return Outcome(value, computed - started, time.perf_counter() - computed, errors)
+        skipped = "loss" if totals[3] else "gradient" if totals[4] else "images" if images < 2 else ""
+        if skipped:
+            self._copy(self._kept, self._buffers)
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self._update(learning_rate, factor=part.whole / images)
+        errors = round(totals[1]) if count_errors else None
+        seconds = computed - started, time.perf_counter() - computed
+        return Outcome(totals[0] / max(1, images), *seconds, errors, images, skipped, any_stopping)
+
+    def rehearse(self, images: int) -> None:
+        """Compute a pass forward and backward over so many black images, and leave no trace of it but its memory."""
+        side, channels = self.recipe.data.image_size, self.recipe.data.channels
+        pixels = np.zeros((images, side, side, channels), np.uint8)
+        self._copy(self._buffers, self._kept)
+        inputs = engine.to_inputs(pixels, self.preprocessing, self.device)
+        targets = torch.zeros(images, dtype=torch.int64, device=self.device)
+        with engine.autocast(self.device, self.precision):
+            loss = self._loss(cast(Any, self.network).training_logits(inputs), targets)
+        torch.autograd.backward(loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._copy(self._kept, self._buffers)
+
+    def _sums_of(self, batch: Batch, part: Part, epoch: int, step: int, *, count_errors: bool) -> _Sums:
+        """Leave the gradients of a batch; computed in smaller parts, from the beginning, where memory is exhausted."""
+        present = len(batch.indices) > 1
+        self.presence.silent = not present
+        if not present:
+            batch = _black(self.recipe.data.image_size, self.recipe.data.channels)
+        while True:
+            try:
+                torch.manual_seed(_seed(self.recipe.seed, step, self.group.rank))
+                inputs, targets = self._inputs(batch, epoch, step)
+                sums = self._backward(inputs, targets, step, part, weight=float(present), count_errors=count_errors)
+            except (RuntimeError, MemoryError) as error:
+                if not microbatch.is_out_of_memory(error) or self.group.size > 1:
+                    raise
+                exhausted = True  # the error holds what was computed until it is gone
+            else:
+                exhausted = False
+            if not exhausted:
+                return sums if present else _Sums()
+            self.micro_batch = microbatch.halved(len(batch.indices), self.micro_batch)
+            self._copy(self._kept, self._buffers)
+
+    def _backward(
+        self, inputs: Tensor, targets: Tensor, step: int, part: Part, *, weight: float, count_errors: bool
+    ) -> _Sums:
+        """Add up the gradients of the loss over parts of a batch, so that the processes' mean is the step's mean."""
+        self.optimizer.zero_grad(set_to_none=True)
+        sums, total = _Sums(images=len(inputs)), torch.zeros((), device=self.device)
+        factor = weight * self.group.size / (part.whole * part.copies)
+        pieces = [*microbatch.parts(len(inputs), self.micro_batch)]
+        for rows in pieces:
+            last = rows is pieces[-1]
+            with (
+                nullcontext() if last else self.group.without_exchange(self.module),
+                self.gates.drawn(step, rows.stop - rows.start, part.start + rows.start),
+            ):
+                with engine.autocast(self.device, self.precision):
+                    outputs = self.module(inputs[rows])
+                    loss = self._loss(outputs, targets[rows])
+                torch.autograd.backward(self.scaler.scale(loss * factor))
+            total += loss.detach()
+            if count_errors:
+                sums.errors += int((outputs[0][1].argmax(1) != targets[rows]).sum())
+        sums.loss = total.item()
+        return sums
 
     def _loss(self, outputs: list[tuple[float, Tensor]], targets: Tensor) -> Tensor:
-        """Sum the losses of the network's own logits and of its auxiliary ones, all with the same smoothed targets."""
+        """Add up the images' losses by the network's own logits and by its auxiliary ones, with the same targets."""
         smoothing = self.recipe.label_smoothing
         losses = (
-            weight * functional.cross_entropy(each, targets, label_smoothing=smoothing) for weight, each in outputs
+            weight * functional.cross_entropy(each, targets, label_smoothing=smoothing, reduction="sum")
+            for weight, each in outputs
         )
         return sum(losses, start=torch.zeros((), device=self.device))
 
@@ -106,9 +211,24 @@ class TrainingStep:
             step=step,
         )
 
-    def _update(self, learning_rate: float) -> None:
+    def _gradient_norm(self) -> float:
+        """Return the joint L2 norm of all gradients; with a loss scaler, which looks itself, it is not asked for."""
+        if self.scaler.is_enabled():
+            return 0.0
+        gradients = [each.grad for each in self.network.parameters() if each.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
+
+    @staticmethod
+    def _copy(source: list[Tensor], target: list[Tensor]) -> None:
+        if source:  # a network without batch norm has no running statistics
+            torch._foreach_copy_(target, source)
+
+    def _update(self, learning_rate: float, *, factor: float) -> None:
+        """Change the weights by the gradients times `factor`."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        if factor != 1:
+            torch._foreach_mul_([each.grad for each in self.network.parameters() if each.grad is not None], factor)
         if self.recipe.optimizer.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             optimizers.clip(self.network.parameters(), self.recipe.optimizer.clip_norm)
@@ -150,15 +270,24 @@ class TrainingStep:
             self.optimizer.state[parameter][key] = torch.empty_like(like, device=parameter.device).copy_(value)
 
 
-def _seed(seed: int, step: int) -> int:
-    return int(order.uniforms(seed, step, np.zeros(1, np.int64), 1, stream=STREAM_OF_TORCH)[0, 0] * 2**53)
+class _TrainingLogits(nn.Module):
+    """A network whose forward pass gives all logits that are trained, as data-parallel training wants it."""
+
+    def __init__(self, network: nn.Module, *, compiled: bool) -> None:
+        super().__init__()
+        self.network = network
+        logits: Callable[[Tensor], list[tuple[float, Tensor]]] = cast(Any, network).training_logits
+        self.logits = torch.compile(logits) if compiled else logits
+
+    def forward(self, images: Tensor) -> list[tuple[float, Tensor]]:
+        return self.logits(images)
 
 
-def _what_to_try(loss: float, step: int, learning_rate: float, precision: str) -> str:
-    tries = [f"a lower --learning-rate (now {learning_rate:.3g}; try {learning_rate / 4:.2g})"]
-    if precision != "fp32":
-        tries.append(f"--precision fp32 (now {precision})")
-    return (
-        f"The loss became {loss} at step {step}; the run stopped before this step changed the weights.\n"
-        f"Start again with another --out and {' or '.join(tries)}; the last checkpoint is kept."
-    )
+def _black(side: int, channels: int) -> Batch:
+    """Return two black images for a process that has none in a step, so that it takes part in every exchange."""
+    pixels = np.zeros((2, side, side, channels), np.uint8)
+    return Batch(np.zeros(2, np.int64), pixels, np.zeros(2, np.int64), 0)
+
+
+def _seed(seed: int, step: int, process: int) -> int:
+    return int(order.uniforms(seed, step, np.full(1, process, np.int64), 1, stream=STREAM_OF_TORCH)[0, 0] * 2**53)

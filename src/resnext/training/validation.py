@@ -1,0 +1,134 @@
+"""Validation after each epoch, and the bundle of the best one: measured by all processes, written by the first."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from resnext import bundle
+from resnext.bundle import Bundle
+from resnext.data.loader import Loader
+from resnext.engine import TorchEngine
+from resnext.evaluation.metrics import Scores, evaluate
+from resnext.training.background import Background
+from resnext.training.contents import bundle_contents
+from resnext.training.journal import Observer
+from resnext.training.unreadable import refuse_too_many_unreadable
+
+if TYPE_CHECKING:
+    from resnext.training.plan import Plan
+    from resnext.training.step import TrainingStep
+
+GOLDEN_IMAGES = 8
+COLUMNS = ("labels", "predicted", "probability", "place", "losses")
+
+
+class Validation:
+    """Score a run's network on its validation images, and keep the bundle of the best."""
+
+    def __init__(self, planned: Plan, step: TrainingStep, loader: Loader, background: Background) -> None:
+        self.planned = planned
+        self.step = step
+        self.loader = loader
+        self.background = background
+        self.evaluated: nn.Module = step.network
+        if step.average is not None:
+            self.evaluated = copy.deepcopy(step.network)
+
+    def validate(self, tell: Observer) -> Scores:
+        """Score the present weights, or their moving average, each process on its part of the images."""
+        group, recipe = self.step.group, self.planned.recipe
+        mine = self.loader.for_process(group.rank, group.size) if group.size > 1 else self.loader
+
+        def progress(done: int, total: int) -> None:
+            tell({"event": "progress", "of": "validation", "done": done, "total": total})
+
+        # Only the first process's running statistics count, as data-parallel training has it.
+        group.broadcast(self.step.evaluated_weights().values())
+        if self.step.average is not None:
+            self.evaluated.load_state_dict(self.step.average.values)
+        part = -(-min(recipe.batch_size, len(self.loader.split)) // group.size)
+        engine = TorchEngine(
+            self.evaluated,
+            self.step.preprocessing,
+            device=self.step.device.type,
+            precision=self.step.precision,
+            batch_shapes=(part,),
+        )
+        scores = evaluate(engine, mine, progress)
+        if group.size > 1 and len(self.loader.split) >= 2 * group.size:
+            scores = _joined(scores, group.gather(_packed(scores)))
+        refuse_too_many_unreadable(self.loader, recipe.data.max_unreadable, len(scores.skipped))
+        return scores
+
+    def keep_best(self, scores: Scores, epoch: int) -> None:
+        """Write the bundle of the present weights, beside the training that goes on."""
+        if not self.step.group.leads:
+            return
+        weights = {
+            name: value.detach().to("cpu", copy=True).contiguous().numpy()
+            for name, value in self.step.evaluated_weights().items()
+            if not name.startswith("auxiliary.")
+        }
+        results = self._results(scores, self.step.precision, epoch)
+        contents = bundle_contents(self.planned, self.step.preprocessing, results)
+        self.background.submit(lambda: _write(self.planned, contents, weights))
+
+    def measure_best(self, epoch: int) -> dict[str, Any]:
+        """Score the kept bundle on validation in fp32, through its own engine, and record that in it."""
+        kept = Bundle.open(self.planned.model)
+        engine = TorchEngine(kept.build(), kept.contents.preprocessing, device=self.planned.recipe.machine.device)
+        results = self._results(evaluate(engine, self.loader), "fp32", epoch)
+        bundle.write(
+            self.planned.model,
+            bundle_contents(self.planned, self.step.preprocessing, results),
+            kept.read(bundle.WEIGHTS),
+            self._golden(engine),
+        )
+        return results
+
+    def _results(self, scores: Scores, precision: str, epoch: int) -> dict[str, Any]:
+        return {
+            **scores.to_dict(),
+            "data": "the validation images of this run, on which the best epoch was chosen",
+            "precision": precision,
+            "epoch": epoch,
+        }
+
+    def _golden(self, engine: TorchEngine) -> tuple[Any, Any]:
+        for batch in self.loader.sequential():
+            if len(batch.labels):
+                pixels = batch.pixels[:GOLDEN_IMAGES]
+                return pixels, engine(pixels)
+        raise AssertionError("validation was scored, so it has images")
+
+
+def _write(planned: Plan, contents: bundle.Contents, weights: dict[str, np.ndarray]) -> None:
+    bundle.write(planned.model, contents, weights)
+
+
+def _packed(scores: Scores) -> bytes:
+    """Return the rows of a process's scores as bytes: arrays without pickle, then texts."""
+    arrays = io.BytesIO()
+    texts = np.frombuffer(json.dumps([scores.paths, scores.skipped]).encode(), np.uint8)
+    np.savez(arrays, texts=texts, **{name: getattr(scores, name) for name in COLUMNS})
+    return arrays.getvalue()
+
+
+def _joined(scores: Scores, packed: list[bytes]) -> Scores:
+    """Return the scores of all processes as one, rows in the split's order."""
+    parts = [np.load(io.BytesIO(each), allow_pickle=False) for each in packed]
+    texts = [json.loads(part["texts"].tobytes()) for part in parts]
+    columns: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+    return replace(
+        scores,
+        paths=tuple(path for paths, _ in texts for path in paths),
+        skipped=tuple((path, why) for _, skipped in texts for path, why in skipped),
+        **columns,
+    )
