@@ -81,7 +81,7 @@ class TrainingStep:
             refuse_compiling(network)
         shared = recipe.batch_norm == "synchronised" and group.size > 1
         self.presence = synchronised.synchronise(network) if shared else synchronised.Presence()
-        self.module = group.parallel(_TrainingLogits(network, compiled=options.compile == "on"))
+        self._module: nn.Module | None = None
         self.optimizer = optimizers.build(network, recipe.optimizer, self.device)
         self.average = optimizers.MovingAverage(network, recipe.ema_decay) if recipe.ema_decay else None
         self.gates = Gates(network, recipe.seed, self.device)
@@ -123,6 +123,17 @@ class TrainingStep:
         errors = round(totals[1]) if count_errors else None
         seconds = computed - started, time.perf_counter() - computed
         return Outcome(totals[0] / max(1, images), *seconds, errors, images, skipped, any_stopping)
+
+    @property
+    def module(self) -> nn.Module:
+        """The network's training pass, with gradients averaged over processes; made when it is first asked for.
+
+        What runs backward through the network before that, such as a rehearsal, exchanges nothing.
+        """
+        if self._module is None:
+            plain = _TrainingLogits(self.network, compiled=self.recipe.machine.compile == "on")
+            self._module = self.group.parallel(plain)
+        return self._module
 
     def rehearse(self, images: int) -> None:
         """Compute a pass forward and backward over so many black images, and leave no trace of it but its memory."""
