@@ -53,6 +53,35 @@ def kept(device: str) -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+class _Heap(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    )
+
+
+def free_in_heap() -> int:
+    """Return the bytes that this process holds and nothing in it uses; 0 where that is not known."""
+    libc = _glibc()
+    if libc is None or not hasattr(libc, "mallinfo2"):
+        return 0
+    libc.mallinfo2.restype = _Heap
+    return int(libc.mallinfo2().fordblks)
+
+
 def _glibc() -> ctypes.CDLL | None:
     """Return the C library of this process if it is glibc."""
     if os.name != "posix":

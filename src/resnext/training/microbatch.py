@@ -3,9 +3,10 @@
 The gradients of the parts are summed before the one update, so a step learns from the same images with the same
 weights. Only batch norm notices: it sees the images of one part at a time.
 
-On a CPU the kernel ends a process that takes too much without an exception. So what two and then eight images take is
-measured before the first step (VmHWM, the kernel's own account of the peak), and the parts are made such that the
-whole process stays below a share of the memory that there is.
+On a CPU the kernel ends a process that takes too much without an exception. So what two images take is measured before
+the first step (VmHWM, the kernel's own account of the peak), and four, eight and so on as long as less than that leaves
+the whole batch in doubt; the parts are then such that the whole process stays below a share of the memory there is.
+What does not grow with the images, such as gradients, is taken for something that does, so that errs on the safe side.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 
 from resnext import machine
 from resnext.errors import UserError
+from resnext.training import memory
 
 if TYPE_CHECKING:
     from resnext.training.distributed import Group
@@ -26,11 +28,8 @@ if TYPE_CHECKING:
 SHARE = 0.8
 """Of the machine's memory, or its control group's: what all processes of a run on it may take together."""
 
-FEW, MORE = 2, 8
-"""Images that are measured: the first number always, the second where the first makes the whole batch doubtful."""
-
-DOUBTFUL = 0.4
-"""Where the whole batch, at what two images took, stays below this share of the limit, nothing is left to ask."""
+FEW = 2
+"""Images that are measured first, and the fewest that are computed at once: batch norm cannot train on one."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -89,28 +88,32 @@ def settle(step: TrainingStep, count: int, group: Group) -> str | None:
 
 def _that_fit(step: TrainingStep, count: int, limit: float) -> int:
     """Return how many of `count` images can be computed at once with the whole process below `limit` bytes."""
-    few = _peak(step, min(FEW, count))
-    if few is None or few[1] - few[0] <= 0 or few[0] + (few[1] - few[0]) / FEW * count < DOUBTFUL * limit:
+    resident = _status("VmRSS")
+    if resident is None or not _forget_peak():
         return count
-    more = _peak(step, min(MORE, count))
-    if more is None or count <= MORE:
+    standing = resident - memory.free_in_heap()
+    measured = min(FEW, count)
+    while (peak := _peak(step, measured)) is not None:
+        taken = peak - standing
+        if measured >= count or standing + taken * count / measured <= limit:
+            return count
+        if peak + taken > limit:  # twice as many images take at most as much again
+            break
+        measured = min(2 * measured, count)
+    else:
         return count
-    each = max(0.0, (more[1] - few[1]) / (MORE - FEW))
-    standing = more[1] - MORE * each
     most = count
-    while most > FEW and standing + each * most > limit:
+    while most > FEW and standing + taken * most / measured > limit:
         most = -(-most // 2)
     return most
 
 
-def _peak(step: TrainingStep, images: int) -> tuple[int, int] | None:
-    """Return this process's memory in bytes before a pass over so many images, and at its peak within."""
+def _peak(step: TrainingStep, images: int) -> int | None:
+    """Return this process's most memory in bytes during a pass over so many images; None where nobody tells."""
     if not _forget_peak():
         return None
-    before = _status("VmRSS")
     step.rehearse(images)
-    after = _status("VmHWM")
-    return None if before is None or after is None else (before, after)
+    return _status("VmHWM")
 
 
 def _forget_peak() -> bool:
@@ -123,7 +126,11 @@ def _forget_peak() -> bool:
 
 def _status(name: str) -> int | None:
     """Return one of the kernel's figures of this process's memory, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return None
