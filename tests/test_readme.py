@@ -35,7 +35,7 @@ def execute(place: Path, command: list[str]) -> str:
 
 
 def test_the_readme_has_both_kinds() -> None:
-    assert [kind for kind, _ in BLOCKS] == ["python", "sh", "sh"]
+    assert [kind for kind, _ in BLOCKS] == ["python", "sh", "sh", "sh"]
 
 
 def test_python(photos: Path) -> None:
@@ -55,6 +55,7 @@ def test_commands(photos: Path) -> None:
     assert "is whole" in out
     assert "torch eager fp32 NCHW" in out
     assert (photos / "runs" / "photos" / "model" / "engines" / "engine.json").is_file()
+    assert (photos / "runs" / "two" / "model" / "bundle.json").is_file()
     assert (photos / "runs" / "benchmark-photos" / "benchmark.png").is_file()
 
 

@@ -181,7 +181,7 @@ class Loop:
         if together > stopping.TIGHT:
             text = (
                 f"A step and a save take {together:.0f} s here. On SIGTERM a run finishes both, but torchrun ends a "
-                f"process {stopping.GRACE:.0f} s after it. Have it sent earlier (Slurm: --signal=USR1@120)."
+                f"process {stopping.GRACE:.0f} s after it. Give it more: torchrun --shutdown-timeout {4 * together:.0f}."
             )
             self.actions.tell({"event": "note", "text": text})
 
