@@ -18,6 +18,7 @@ import pytest
 from making import TINY, write_colours
 from resnext.bundle import Bundle
 from resnext.data import order
+from resnext.data.manifest import Manifest
 from resnext.training import checkpoint, journal
 
 ENOUGH = 200  # seconds, for what takes ten
@@ -215,6 +216,48 @@ def test_linear_scaling_is_said_and_recorded(photos: Path, tmp_path: Path) -> No
     recorded = (tmp_path / "run" / "recipe.toml").read_text()
     assert "batch_size = 16\n" in recorded
     assert "learning_rate = 0.1\n" in recorded
+
+
+POISONED = """
+import math, os, sys
+from resnext.cli import main
+from resnext.training.step import TrainingStep
+
+original = TrainingStep._inputs
+
+def inputs(self, batch, epoch, step):
+    values, targets = original(self, batch, epoch, step)
+    return (values * math.nan if step == 4 and os.environ["RANK"] == "1" else values), targets
+
+TrainingStep._inputs = inputs
+main(sys.argv[1:])
+"""
+
+
+def test_what_befalls_one_process_is_agreed_on_by_all(tmp_path: Path) -> None:
+    """One process meets a batch that is not finite, and each of both an image that cannot be read."""
+    photos, out, script = write_colours(tmp_path / "photos", 30), tmp_path / "run", tmp_path / "poisoned.py"
+    broken = [photos / "red" / f"{number}.png" for number in range(6)]
+    for path in broken:
+        path.write_bytes(b"no picture")
+    script.write_text(POISONED)
+    line = command(photos, out, 2, epochs=2, max_unreadable=0.2)
+    at = line.index("-m", 3)
+    done = run([*line[:at], str(script), *line[at + 2 :]])
+    assert done.returncode == 0, done.stderr
+    events = list(journal.read(out / "journal.jsonl"))
+    (skipped,) = (event for event in events if event["event"] == "skipped")
+    assert (skipped["step"], skipped["why"]) == (4, "loss")
+    train = {path.name for path in broken} & {
+        Path(path).name
+        for path in Manifest.read(out / "manifest.parquet").split("train").paths.to_pylist()
+        if "red" in path
+    }
+    named = {Path(event["path"]).name for event in events if event["event"] == "unreadable"}
+    assert named == train
+    seen = [sum(e["images"] for e in events if e["event"] in ("step", "skipped") and e["epoch"] == n) for n in (0, 1)]
+    assert seen == [events[0]["train_images"] - len(train)] * 2
+    assert all(np.isfinite(value).all() for value in Bundle.open(out).read("model.safetensors").values())
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 8, 9, 64, 129])

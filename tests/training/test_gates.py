@@ -58,6 +58,20 @@ def a_step_that_closes(network: nn.Module, number: int, *, after: int = 0) -> in
     return next(step for step in range(after, after + 1000) if gates_of(network, step) == wanted)
 
 
+def test_parts_of_a_batch_have_the_gates_of_their_images() -> None:
+    network = created("cifar_resnet20", drop_path=0.5)
+    gates = Gates(network, 0, CPU)
+
+    def drawn(images: int, start: int = 0) -> list[Any]:
+        with gates.drawn(3, images, start):
+            return [block.gate for block in gates.blocks]
+
+    whole, first, second = drawn(64), drawn(24), drawn(40, 24)
+    assert len(whole) == 8, "the first block is never dropped"
+    assert all(torch.equal(all_of, torch.cat(both)) for all_of, *both in zip(whole, first, second, strict=True))
+    assert not torch.equal(whole[-1][:24], whole[-1][24:48])
+
+
 def test_the_gates_are_a_function_of_seed_and_step() -> None:
     network, twin = created("cifar_resnet110", final_survival=0.5), created("cifar_resnet110", final_survival=0.5)
     first = [gates_of(network, step) for step in range(20)]
