@@ -33,3 +33,12 @@ TINY = {
     "workers": 1,
     "cache_gib": 0.1,
 }
+
+
+def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+    """Return a picture like no other: soft shapes and finer ones, as photos have, drawn by `seed`."""
+    generator = np.random.default_rng(seed)
+    layers = [generator.uniform(0, 255, (cells, cells, 3)).astype(np.uint8) for cells in (3, 6, 12)]
+    sheets = [np.asarray(Image.fromarray(layer).resize(size, Image.Resampling.BICUBIC), np.float64) for layer in layers]
+    mixed = 0.5 * sheets[0] + 0.3 * sheets[1] + 0.2 * sheets[2]
+    return Image.fromarray(np.clip(mixed * 1.4 - 50, 0, 255).astype(np.uint8))

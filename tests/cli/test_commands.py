@@ -19,7 +19,7 @@ from making import TINY, write_colours
 from resnext.cli import run
 from resnext.training.run import train
 
-COMMANDS = ("train", "evaluate", "predict", "networks", "describe", "verify", "optimize", "benchmark", "demo")
+COMMANDS = ("train", "evaluate", "predict", "networks", "describe", "verify", "check", "optimize", "benchmark", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +175,10 @@ def test_verify_and_describe(trained: Path, tmp_path: Path, capfd: pytest.Captur
         (["describe", "resnet49"], "Did you mean"),
         (["describe", "resnet50", "--image-size", "8"], "32"),
         (["verify", "{}/test"], "holds no bundle"),
+        (["check", "{}/nowhere"], "No such file"),
+        (["check", "{}/empty"], "no images"),
+        (["check", "{}/test/red/0.png"], "neither a folder nor"),
+        (["check", "cifar11"], "Did you mean 'cifar10'"),
         (["optimize", "{}/test"], "holds no bundle"),
         (["optimize", "{}/run", "--precision", "int4"], "int8"),
         (["optimize", "{}/run", "--precision", "int8"], "500 images at least"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cyclopts import App
 
 from resnext import __version__
-from resnext.cli import benchmark, demo, describe, evaluate, networks, optimize, predict, train, verify
+from resnext.cli import benchmark, check, demo, describe, evaluate, networks, optimize, predict, train, verify
 
 app = App(
     name="resnext",
@@ -20,6 +20,7 @@ app.command(predict.predict)
 app.command(networks.networks)
 app.command(describe.describe)
 app.command(verify.verify)
+app.command(check.check)
 app.command(optimize.optimize)
 app.command(benchmark.benchmark)
 app.command(demo.demo)

@@ -106,6 +106,11 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  (a Path costs ten times as much)
 
 
+def suffixes(name: str) -> tuple[str, ...]:
+    """Return the file name endings of a format as Pillow names it; none where it is not known."""
+    return next((form.suffixes for form in _FORMATS if form.reader.upper() == f"{name}ImageFile".upper()), ())
+
+
 def missing_reader(suffix: str) -> str | None:
     """Return what to run to read files of this suffix, or None where this install reads them already."""
     for form in _FORMATS:
@@ -141,11 +146,24 @@ def read_image(
     """
     if channels not in (1, 3):
         raise UserError(f"channels is {channels}: images are read with 1 (grey) or 3 (RGB) channels.")
+    with refusing(source):
+        data = source if isinstance(source, bytes) else _contents(source, pixel_limit)
+        return _decode(data, "L" if channels == 1 else "RGB", pixel_limit, enough)
+
+
+def contents(path: str | Path) -> bytes:
+    """Return the bytes of an image file; raises `ImageError` where `read_image` would not get that far."""
+    with refusing(path):
+        return _contents(path, PIXEL_LIMIT)
+
+
+@contextmanager
+def refusing(source: str | Path | bytes) -> Iterator[None]:
+    """Turn whatever reading `source` raises into an `ImageError`, and silence warnings meanwhile."""
     path = "<bytes>" if isinstance(source, bytes) else str(source)
     try:
-        data = source if isinstance(source, bytes) else _contents(source, pixel_limit)
         with _quiet():
-            return _decode(data, "L" if channels == 1 else "RGB", pixel_limit, enough)
+            yield
     except _Refusal as refusal:
         raise ImageError(path, str(refusal)) from None
     except Exception as error:  # Pillow's readers raise nearly every type there is for damaged content
@@ -176,14 +194,12 @@ def _contents(source: str | Path, pixel_limit: int) -> bytes:
 
 def _decode(data: bytes, mode: str, pixel_limit: int, enough: int | None) -> Image.Image:
     """Decode the bytes of a file to an upright picture of `mode` that shares nothing with the file."""
-    image = _open(data)
+    image = opened(data, pixel_limit)
     width, height = image.size
-    if width * height > pixel_limit:
-        raise _Refusal(f"{width} × {height} pixels are more than the limit of {pixel_limit:,}")
     if enough is not None:
         part = _part(width, height, enough)
         image.draft(None, (width // part, height // part))  # JPEG's blocks transform to fewer pixels; no-op elsewhere
-    return _upright(image, mode)
+    return upright(image, mode)
 
 
 def _part(width: int, height: int, enough: int) -> int:
@@ -199,13 +215,14 @@ def as_picture(image: Image.Image, *, channels: int = 3) -> Image.Image:
     """
     try:
         with _quiet():
-            picture = _upright(image, "L" if channels == 1 else "RGB")
+            picture = upright(image, "L" if channels == 1 else "RGB")
             return picture.copy() if picture.im is image.im else picture  # the caller may draw on the one given
     except _Refusal as refusal:
         raise UserError(f"The picture cannot be read: {refusal}.") from None
 
 
-def _upright(image: Image.Image, mode: str) -> Image.Image:
+def upright(image: Image.Image, mode: str) -> Image.Image:
+    """Decode an opened image and return it as `read_image` would; to be called within `refusing`."""
     image.load()
     turned = _TURNS.get(_orientation(image))
     if image.mode.startswith("I;16"):
@@ -220,8 +237,16 @@ def _upright(image: Image.Image, mode: str) -> Image.Image:
     return result if turned is None else result.transpose(turned)
 
 
-def _open(data: bytes) -> Any:  # PIL.ImageFile.ImageFile, TIFF's with more attributes
-    """Return the opened, not yet decoded image in `data`."""
+def opened(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Any:  # PIL.ImageFile.ImageFile, TIFF's with more attributes
+    """Return the opened, not yet decoded image in `data`; to be called within `refusing`."""
+    image = _open(data)
+    width, height = image.size
+    if width * height > pixel_limit:
+        raise _Refusal(f"{width} × {height} pixels are more than the limit of {pixel_limit:,}")
+    return image
+
+
+def _open(data: bytes) -> Any:
     if not data:
         raise _Refusal("the file is empty (0 bytes)")
     for form in _FORMATS:

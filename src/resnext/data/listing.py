@@ -15,7 +15,7 @@ from typing import Literal
 from resnext.data.images import is_image_name, missing_reader
 from resnext.errors import UserError
 
-Purpose = Literal["train", "evaluate"]
+Purpose = Literal["train", "evaluate", "check"]
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Listing:
     groups: list[str | None] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    ignored_paths: dict[str, list[str]] | None = None  # by reason, where they are asked for
 
     def add(self, path: str, name: str, split: str, status: os.stat_result, group: str | None = None) -> None:
         """Append one file."""
@@ -43,6 +44,12 @@ class Listing:
         self.sizes.append(status.st_size)
         self.mtimes_ns.append(status.st_mtime_ns)
         self.groups.append(group)
+
+    def pass_over(self, reason: str, path: str) -> None:
+        """Count what is not taken for an image."""
+        self.ignored[reason] += 1
+        if self.ignored_paths is not None:
+            self.ignored_paths.setdefault(reason, []).append(_below(path, self.root))
 
 
 def natural_key(name: str) -> tuple[object, ...]:
@@ -59,18 +66,26 @@ def list_images(data: Path, purpose: Purpose) -> Listing:
     For training the splits are "train" and, where given, "val"; the test split is not looked at. For
     evaluation there is one split, "test": the test split, else the validation split (with a note), else,
     where DATA has no splits, everything. A file that this install cannot read (HEIC without its extra) raises
-    `UserError`, as do folders that cannot be listed and mistakes in the CSV file.
+    `UserError`, as do folders that cannot be listed and mistakes in the CSV file. To check, the splits are those
+    that there are, else "train", what is passed over is named, and no file is refused.
     """
     try:
         listing = _list_folder(data, purpose) if data.is_dir() else _list_csv(data, purpose)
     except OSError as error:
         raise UserError(f"{error.filename or data} cannot be read: {error.strerror or error}.") from error
-    _check_readers(listing)
+    if purpose != "check":
+        _check_readers(listing)
     return listing
+
+
+def _empty(root: Path, purpose: Purpose) -> Listing:
+    return Listing(root, ignored_paths={} if purpose == "check" else None)
 
 
 def _recorded_splits(found: Collection[str], purpose: Purpose, data: Path) -> dict[str, str]:
     """Map the splits to be read, of those found in DATA, to the names under which they are recorded."""
+    if purpose == "check":
+        return {name: name for name in found}
     if purpose == "train":
         if "train" in found:
             return {"train": "train", "val": "val"}
@@ -89,9 +104,9 @@ def _list_folder(root: Path, purpose: Purpose) -> Listing:
     """List the class folders of DATA, or of the splits in it where there is a folder train/ (or test/)."""
     looked_for = ("train", "val") if purpose == "train" else ("train", "val", "test")
     found = [name for name in looked_for if (root / name).is_dir()]
-    listing = Listing(root.resolve())
+    listing = _empty(root.resolve(), purpose)
     if "train" not in found and "test" not in found:
-        _list_classes(listing, "", "train" if purpose == "train" else "test")
+        _list_classes(listing, "", "test" if purpose == "evaluate" else "train")
         return listing
     recorded = _recorded_splits(found, purpose, root)
     _note_evaluation(listing, recorded)
@@ -102,7 +117,7 @@ def _list_folder(root: Path, purpose: Purpose) -> Listing:
             if len(listing.paths) == before:
                 listing.notes.append(f"{entry.name}/ holds no images: it is passed over")
         elif entry.name not in ("train", "val", "test"):
-            listing.ignored["hidden" if entry.name.startswith(".") else "beside the splits"] += 1
+            listing.pass_over("hidden" if entry.name.startswith(".") else "beside the splits", entry.path)
     return listing
 
 
@@ -115,25 +130,25 @@ def _list_classes(listing: Listing, place: str, split: str) -> None:
     """List every class folder in the folder `place`; what else lies there is counted."""
     for entry in _entries(listing.root / place):
         if entry.name.startswith("."):
-            listing.ignored["hidden"] += 1
+            listing.pass_over("hidden", entry.path)
         elif entry.is_dir():
             _list_class(listing, entry, split)
         elif is_image_name(entry.name):
-            listing.ignored["outside a class folder"] += 1
+            listing.pass_over("outside a class folder", entry.path)
         else:
-            listing.ignored["not an image"] += 1
+            listing.pass_over("not an image", entry.path)
 
 
 def _list_class(listing: Listing, folder: os.DirEntry[str], split: str) -> None:
     """List the images below one class folder; where there are none, it is no class."""
     before, start = len(listing.paths), len(os.path.join(listing.root, ""))  # noqa: PTH118  ("/" at the end)
-    for entry in _images_below(folder, listing.ignored):
+    for entry in _images_below(folder, listing):
         listing.add(entry.path[start:], folder.name, split, entry.stat())
     if len(listing.paths) == before:
         listing.notes.append(f"the folder {folder.path[start:]!r} holds no images: it is not taken for a class")
 
 
-def _images_below(folder: os.DirEntry[str], ignored: Counter[str]) -> Iterator[os.DirEntry[str]]:
+def _images_below(folder: os.DirEntry[str], listing: Listing) -> Iterator[os.DirEntry[str]]:
     """Yield the image files below a folder, one folder after another, each in natural order."""
     pending: list[tuple[os.DirEntry[str], frozenset[tuple[int, int]]]] = [(folder, frozenset())]
     while pending:
@@ -141,18 +156,18 @@ def _images_below(folder: os.DirEntry[str], ignored: Counter[str]) -> Iterator[o
         status = current.stat()
         identity = (status.st_dev, status.st_ino)
         if identity in above:
-            ignored["a link to a folder above it"] += 1
+            listing.pass_over("a link to a folder above it", current.path)
             continue
         deeper = []
         for entry in _entries(current):
             if entry.name.startswith("."):
-                ignored["hidden"] += 1
+                listing.pass_over("hidden", entry.path)
             elif entry.is_dir():
                 deeper.append((entry, above | {identity}))
             elif not is_image_name(entry.name):
-                ignored["not an image"] += 1
+                listing.pass_over("not an image", entry.path)
             elif not entry.is_file():
-                ignored["not a file"] += 1
+                listing.pass_over("not a file", entry.path)
             else:
                 yield entry
         pending.extend(reversed(deeper))
@@ -171,9 +186,9 @@ def _list_csv(path: Path, purpose: Purpose) -> Listing:
     """
     if path.suffix.lower() != ".csv":
         raise UserError(f"{path} is neither a folder nor a .csv file: give one of these as DATA.")
-    listing = Listing(path.parent.resolve())
+    listing = _empty(path.parent.resolve(), purpose)
     rows = list(_csv_rows(path))
-    recorded = {"": "train" if purpose == "train" else "test"}
+    recorded = {"": "test" if purpose == "evaluate" else "train"}
     if found := {split for _, _, _, split, _ in rows} - {""}:
         recorded = _recorded_splits(found, purpose, path)
     _note_evaluation(listing, recorded)
@@ -182,7 +197,7 @@ def _list_csv(path: Path, purpose: Purpose) -> Listing:
         full = os.path.normpath(listing.root / place)
         before = seen.setdefault(full, (label, split, line))
         if before[2] != line and before[:2] == (label, split):
-            listing.ignored["repeated row"] += 1
+            listing.pass_over("repeated row", full)
             continue
         if before[:2] != (label, split):
             raise UserError(

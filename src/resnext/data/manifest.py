@@ -130,9 +130,9 @@ def scan(
     """
     if not 0 < validation < 1:
         raise UserError(f"The validation share is {validation}, but must lie between 0 and 1.")
-    listing = list_images(_located(data), purpose)
+    listing = list_images(located(data), purpose)
     if not listing.paths:
-        raise UserError(_nothing_found(data, listing.ignored))
+        raise UserError(nothing_found(data, listing.ignored))
     if purpose == "train":
         _check_trainable(data, listing)
     known = tuple(classes or _own_classes(listing, purpose))
@@ -163,7 +163,7 @@ def folds(manifest: Manifest, k: int, seed: int) -> list[Manifest]:
     ]
 
 
-def _located(data: str | Path) -> Path:
+def located(data: str | Path) -> Path:
     """Return where DATA lies, after fetching it where it is the name of a set and no such path exists."""
     path = Path(data).expanduser()
     try:
@@ -187,7 +187,8 @@ def _passed_over(ignored: Counter[str]) -> list[str]:
     return [f"passed over: {counts}"] if counts else []
 
 
-def _nothing_found(data: str | Path, ignored: Counter[str]) -> str:
+def nothing_found(data: str | Path, ignored: Counter[str]) -> str:
+    """Say that DATA holds no images, and what it holds instead."""
     if Path(data).suffix.lower() == ".csv":
         return f"{data} names no images. Add a line path,label for each."
     if ignored["outside a class folder"]:
@@ -256,9 +257,17 @@ def _table(listing: Listing, known: tuple[str, ...]) -> pa.Table:
 
     index = {name: label for label, name in enumerate(known)}
     labels = np.fromiter((index[name] for name in listing.names), np.int32, len(listing.names))
-    columns = [listing.paths, labels, listing.splits, listing.sizes, listing.mtimes_ns, listing.groups]
+    paths = as_paths(listing.paths)
+    columns = [paths, labels, listing.splits, listing.sizes, listing.mtimes_ns, listing.groups]
+    return pa.table(columns, schema=_schema())
+
+
+def as_paths(paths: Sequence[str]) -> pa.Array:
+    """Return paths as a column; raises `UserError` for one that is not UTF-8."""
+    import pyarrow as pa
+
     try:
-        return pa.table(columns, schema=_schema())
+        return pa.array(paths, pa.string())
     except UnicodeEncodeError as error:
         raise UserError(f"The file name {error.object!r} is not in UTF-8. Rename the file.") from error
 
