@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Everything but the peers that benchmarks compare with.
 EXTRAS := cpu,serve,report,scale,hub,export,heif,test
 
-.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting bench-files bench-inference bench-training-step bench-layers clean
+.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting bench-files bench-inference bench-training-step bench-layers bench-checkpoints clean
 
 setup: $(VENV)/.ready
 
@@ -54,6 +54,9 @@ bench-training-step: setup
 
 bench-files: setup
 	$(BIN)/python benchmarks/files.py
+
+bench-checkpoints: setup
+	$(BIN)/python benchmarks/checkpoints.py
 
 # Not a timing: every family learns 32 images by heart, the slow ones too.
 bench-overfitting: setup

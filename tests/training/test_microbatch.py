@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from making import TINY, write_colours
-from resnext import catalog
+from resnext import catalog, machine
 from resnext.data.loader import Batch
 from resnext.errors import UserError
 from resnext.training import checkpoint, journal, microbatch
@@ -125,7 +125,7 @@ def test_the_micro_batch_stands_in_the_checkpoint_and_the_journal(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exhausting(monkeypatch, 4, MemoryError())
-    monkeypatch.setattr(microbatch, "settle", lambda *arguments: None)
+    monkeypatch.setattr(microbatch, "settle", lambda *arguments, **more: None)
     run = train(photos, out=tmp_path / "run", **{**TINY, "epochs": 1})
     (told,) = [event for event in journal.read(run.path / "journal.jsonl") if event["event"] == "micro-batch"]
     assert (told["step"], told["images"]) == (0, 4)
@@ -136,6 +136,20 @@ def test_the_micro_batch_stands_in_the_checkpoint_and_the_journal(
     events: list[dict[str, Any]] = []
     train(photos, out=run.path, resume=True, observer=events.append, **{**TINY, "epochs": 2})
     assert not [event for event in events if event["event"] == "micro-batch"], "it is taken up, not found out again"
+
+
+def test_a_resumed_run_does_not_measure_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsed: list[int] = []
+    original = TrainingStep.rehearse
+    monkeypatch.setattr(TrainingStep, "rehearse", lambda self, n: (rehearsed.append(n), original(self, n))[1])
+    run = train(photos, out=tmp_path / "run", **{**TINY, "epochs": 1})
+    assert rehearsed == [2]
+    train(photos, out=run.path, resume=True, **{**TINY, "epochs": 2})
+    assert rehearsed == [2]
+    less = machine.memory_bytes() - 1
+    monkeypatch.setattr(machine, "memory_bytes", lambda: less)
+    train(photos, out=run.path, resume=True, **{**TINY, "epochs": 3})
+    assert rehearsed == [2, 2]
 
 
 def test_what_the_recipe_says_is_kept(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

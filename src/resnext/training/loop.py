@@ -180,8 +180,8 @@ class Loop:
         together = seconds + self.actions.checkpoints.seconds
         if together > stopping.TIGHT:
             text = (
-                f"A step and a save take {together:.0f} s here. On SIGTERM a run finishes both, but torchrun ends a "
-                f"process {stopping.GRACE:.0f} s after it. Give it more: torchrun --shutdown-timeout {4 * together:.0f}."
+                f"A step and a save take {together:.0f} s here. On SIGTERM a run finishes both, but torchrun kills it "
+                f"{stopping.GRACE:.0f} s later. Give it more: torchrun --shutdown-timeout {4 * together:.0f}."
             )
             self.actions.tell({"event": "note", "text": text})
 

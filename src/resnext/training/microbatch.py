@@ -69,14 +69,15 @@ def halved(count: int, most: int | None) -> int:
     return now // 2
 
 
-def settle(step: TrainingStep, count: int, group: Group) -> str | None:
+def settle(step: TrainingStep, count: int, group: Group, *, measured: bool = False) -> str | None:
     """Measure what images take on a CPU, and make the step compute fewer than `count` at once where it has to.
 
     Returns what to tell the user; None where the whole batch fits, and where nothing can be measured (another device
-    or system, a compiled network). A number that the recipe or the checkpoint gives is kept. All processes of `group`
-    take the least that one of them needs.
+    or system, a compiled network). A number that the recipe or the checkpoint gives is kept, and with `measured` so is
+    that there is none. All processes of `group` take the least that one of them needs.
     """
-    if step.micro_batch is not None or step.device.type != "cpu" or step.recipe.machine.compile == "on":
+    settled = measured or step.micro_batch is not None or step.recipe.machine.compile == "on"
+    if settled or step.device.type != "cpu":
         return None if step.micro_batch is None or step.micro_batch >= count else said(step.micro_batch, count)
     most = _that_fit(step, count, SHARE * machine.memory_bytes() / group.local_size)
     most = min(int(each) for each in group.gather(str(most).encode()))

@@ -102,7 +102,8 @@ class Session:
     def _settle(self, restored: Restored | None) -> Forms:
         """Settle how many images are computed at once, and then in which form."""
         count = -(-self.recipe.batch_size // self.group.size)
-        said = microbatch.settle(self.step, count, self.group)
+        measured = restored is not None and restored.measured
+        said = microbatch.settle(self.step, count, self.group, measured=measured)
         steps = self.train_loader.steps * self.recipe.epochs
         recorded = None if restored is None else restored.forms
         chosen, notes = forms.settle(self.step, steps=steps, recorded=recorded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from resnext import machine
 from resnext.data.preprocessing import Preprocessing
 from resnext.errors import UserError
 from resnext.training import checkpoint, environment
@@ -25,10 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Restored:
-    """What a checkpoint says besides tensors: where the run stood, in which form, and what to tell the user."""
+    """What a checkpoint says besides tensors: where the run stood, in which form, and what to tell the user.
+
+    `measured`: that memory is enough was found out where it was written, with no more of it than is here.
+    """
 
     position: Position
     forms: Forms
+    measured: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -74,6 +80,7 @@ class Checkpoints:
             "scaler": step.scaler.state_dict(),
             "forms": self.forms.to_dict(),
             "micro_batch": step.micro_batch,
+            "memory": machine.memory_bytes(),
             "environment": environment.describe(step.device, step.group.size),
         }
 
@@ -104,7 +111,8 @@ class Checkpoints:
             state.get("environment"), environment.describe(step.device, step.group.size)
         )
         notes = [*skipped, *([elsewhere] if elsewhere else [])]
-        return Restored(Position.from_dict(state["position"]), Forms.from_dict(state.get("forms")), notes)
+        forms = Forms.from_dict(state.get("forms"))
+        return Restored(Position.from_dict(state["position"]), forms, _memory_was_enough(state, step), notes)
 
     def _shared(self, calm: bool) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
         """Load a checkpoint in the first process and hand it to the others, who need not see the run's directory."""
@@ -144,3 +152,9 @@ class Checkpoints:
                 f"{place / 'mean_image.safetensors'} is not the mean image that its checkpoint was trained with. "
                 "Put it back as it was, or start a new run with another --out."
             )
+
+
+def _memory_was_enough(state: dict[str, Any], step: TrainingStep) -> bool:
+    """Whether a checkpoint was written with the same images a process, and no more memory than there is here."""
+    alike = state.get("environment", {}).get("processes") == step.group.size
+    return bool(alike and machine.memory_bytes() >= state.get("memory", math.inf))
