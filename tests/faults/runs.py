@@ -1,0 +1,223 @@
+"""Runs brought to their end, however often they are killed, and compared bit for bit with one that was left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from faults.children import KILLED, Child, start
+from faults.entry import Faults
+from faults.setups import Setup, environment
+from resnext.bundle import Bundle
+from resnext.durable import CRASH_AT
+from resnext.training import checkpoint, journal
+
+MEASURED = {"event", "epoch", "step", "images", "loss", "errors", "learning_rate", "train_loss", "top1", "best"}
+NEEDED_AT_MOST = 60
+"""Starts after which a run that still is not done will never be."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run that was left alone: where it lies, how long its process lived, and the crash points that it passed."""
+
+    setup: Setup
+    place: Path
+    seconds: float
+    passed: list[str]
+    forked: bool
+
+    def points(self) -> Counter[str]:
+        """Return how often each crash point was passed."""
+        return Counter(self.passed)
+
+
+@dataclass
+class Trial:
+    """A run that was not left alone. `hits` counts the kills that found it alive."""
+
+    reference: Reference
+    place: Path
+    hits: int = 0
+    starts: int = 0
+    codes: list[int] = field(default_factory=list)
+
+    @property
+    def run(self) -> Path:
+        """The run's directory."""
+        return self.place / "run"
+
+    def start(self, *, faults: Faults | None = None, resume: str = "auto", **variables: str) -> Child:
+        """Start it, or start it again; `resume` "auto" and "by hand" are two ways to say so."""
+        self.starts += 1
+        if self.starts == 1:
+            prepare(self.reference.setup, self.place)
+        begun = (self.run / "recipe.toml").is_file() and (self.run / "manifest.parquet").is_file()
+        flags = {"auto": ["--auto-resume"], "by hand": ["--resume"] if begun else [], "": []}[resume]
+        return start(
+            self.reference.setup.arguments(self.run, *flags),
+            {**environment(self.place / "cache"), **variables},
+            self.place / f"said-{self.starts}.txt",
+            faults=faults,
+            forked=self.reference.forked,
+        )
+
+    def kill(self, child: Child, seconds: float) -> bool:
+        """Kill a process with SIGKILL after so many seconds; False where it had ended by itself before."""
+        code = child.wait(seconds)
+        if code is None:
+            child.process.kill()
+            code = child.end()
+            assert code in KILLED or code == 0, f"exit code {code} of a killed process; it said:\n{child.said()}"
+        self.note(child, code)
+        self.hits += code in KILLED
+        return code in KILLED
+
+    def note(self, child: Child, code: int) -> None:
+        """Keep an exit code, which must be one that a run may end with here."""
+        self.codes.append(code)
+        assert code in (0, *KILLED, 130, 143), f"exit code {code}; it said:\n{child.said()}"
+
+    def is_finished(self) -> bool:
+        """Whether its journal says that it came to its end."""
+        return journal.is_finished(self.run / "journal.jsonl")
+
+    def finish(self, resume: str = "auto") -> list[str]:
+        """Let it come to its end and return what is not as in the reference."""
+        if not self.is_finished():
+            child = self.start(resume=resume)
+            code = child.end()
+            self.note(child, code)
+            assert code == 0, f"exit code {code}; it said:\n{child.said()}"
+        return differences(self.reference.place, self.run)
+
+
+def prepare(setup: Setup, place: Path) -> None:
+    """Make a folder for a run and its cache, with what it starts from."""
+    place.mkdir(parents=True)
+    kernels = setup.folder / "cache" / "kernels"
+    if kernels.is_dir():  # built once, as that takes longer than the run
+        shutil.copytree(kernels, place / "cache" / "kernels")
+    if setup.begun is not None:
+        shutil.copytree(setup.begun, place / "run")
+
+
+def uninterrupted(setup: Setup, place: Path, *, forked: bool = True, plant: str = "") -> Reference:
+    """Train from beginning to end; `plant` a bug for those trials that have it too."""
+    prepare(setup, place)
+    faults = Faults(str(place), record=True, plant=plant)
+    flags = ["--resume"] if setup.begun is not None else []
+    began = time.perf_counter()
+    child = start(
+        setup.arguments(place / "run", *flags),
+        environment(place / "cache"),
+        place / "said.txt",
+        faults=faults,
+        forked=forked,
+    )
+    code = child.end()
+    seconds = time.perf_counter() - began
+    assert code == 0, f"exit code {code}; it said:\n{child.said()}"
+    shared = setup.folder / "cache"
+    if (place / "cache" / "kernels").is_dir() and not shared.exists():
+        shutil.copytree(place / "cache", shared)
+    return Reference(setup, place / "run", seconds, (place / "passed").read_text().split(), forked)
+
+
+def early(setup: Setup, place: Path, *, forked: bool = True) -> Path:
+    """Return a run that was killed after its second checkpoint."""
+    prepare(setup, place)
+    variables = {**environment(place / "cache"), CRASH_AT: "checkpoint-manifest:3"}
+    child = start(setup.arguments(place / "run"), variables, place / "said.txt", forked=forked)
+    code = child.end()
+    assert code in KILLED, f"exit code {code}; it said:\n{child.said()}"
+    return place / "run"
+
+
+def killed_until_done(
+    reference: Reference, place: Path, generator: random.Random, *, resume: str = "auto", most: int = NEEDED_AT_MOST
+) -> Trial:
+    """Kill a run at moments drawn uniformly over the life of its reference until it ends, or `most` kills hit it."""
+    trial = Trial(reference, place)
+    while not trial.is_finished() and trial.hits < most:
+        assert trial.starts < NEEDED_AT_MOST, f"{trial.starts} starts and not done: {trial.codes}"
+        trial.kill(trial.start(resume=resume), generator.uniform(0, reference.seconds))
+    return trial
+
+
+def killed_at_point(reference: Reference, place: Path, number: int) -> Trial:
+    """Kill a run at the crash point that it passes as the `number`-th, counted from 1, of all."""
+    trial = Trial(reference, place)
+    child = trial.start(**{CRASH_AT: f"*:{number}"})
+    trial.note(child, code := child.end())
+    trial.hits += code in KILLED
+    return trial
+
+
+def account(run: Path) -> list[dict[str, Any]]:
+    """Return the steps and epochs of a run's journal, without times."""
+    events = [event for event in journal.read(run / "journal.jsonl") if event["event"] in ("step", "epoch")]
+    return [{key: value for key, value in event.items() if key in MEASURED} for event in events]
+
+
+def unreadable(run: Path) -> set[str]:
+    """Return the files that a run's journal and bundle name as unreadable."""
+    named = {event["path"] for event in journal.read(run / "journal.jsonl") if event["event"] == "unreadable"}
+    return named | {row["path"] for row in Bundle.open(run).contents.results["skipped"]}
+
+
+def differences(expected: Path, run: Path) -> list[str]:
+    """Return what of a finished run is not, bit for bit, as in another: in the words of what users rely on."""
+    found = [f"bundle: {problem}" for problem in Bundle.open(run).verify()]
+    theirs, ours = _told(expected), _told(run)
+    found += [f"{name}: differs" for name in theirs if theirs[name] != ours.get(name)]
+    steps = [event["step"] for event in account(run) if event["event"] == "step"]
+    if steps != sorted(set(steps)):
+        found.append("journal: a step stands there twice")
+    if set(steps) != set(range(len(set(steps)))):
+        found.append("journal: steps are missing")
+    return found
+
+
+def _told(run: Path) -> dict[str, Any]:
+    kept = Bundle.open(run)
+    loaded = checkpoint.load_newest(run / "checkpoints")
+    assert loaded is not None, f"{run} has no checkpoint"
+    tensors, state, skipped = loaded
+    assert not skipped, skipped
+    hashes: dict[str, dict[str, str]] = {}
+    for name, value in sorted(tensors.items()):
+        kind, _, rest = name.partition("/")
+        data = value.contiguous().reshape(-1).view(dtype=_BYTES).numpy().tobytes()
+        hashes.setdefault(kind, {})[rest] = f"{value.dtype} {hashlib.sha256(data).hexdigest()}"
+    position = dict(state["position"])
+    return {
+        "identity": kept.identity,
+        "bundle's weights": kept.files["model.safetensors"],
+        "golden images": kept.files["golden.safetensors"],
+        "results": kept.contents.results,
+        **{f"{kind} of the last checkpoint": values for kind, values in hashes.items()},
+        "best": position.pop("best"),
+        "history": position.pop("history"),
+        "position": position,
+        "state of the average": state["average_updates"],
+        "form": json.dumps(state["forms"], sort_keys=True),
+        "journal's steps and epochs": account(run),
+        "unreadable files": unreadable(run),
+    }
+
+
+def _byte_type() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+_BYTES = _byte_type()
