@@ -131,6 +131,11 @@ def uninterrupted(setup: Setup, place: Path, *, forked: bool = True, plant: str 
     return Reference(setup, place / "run", seconds, (place / "passed").read_text().split(), forked)
 
 
+def warm_up(folder: Path) -> None:
+    """Start the process that others are forked from, so that no life of one is measured with its imports."""
+    start(["networks", "--json"], environment(folder / "cache"), folder / "warm-up.txt").end()
+
+
 def early(setup: Setup, place: Path, *, forked: bool = True) -> Path:
     """Return a run that was killed after its second checkpoint."""
     prepare(setup, place)
