@@ -94,7 +94,7 @@ def execute(planned: Plan, observer: Observer = journal.ignore, group: Group = A
             return _train(planned, observer if group.leads else journal.ignore, group)
     except (Interrupted, KeyboardInterrupt) as stop:
         number = stop.signal_number if isinstance(stop, Interrupted) else signal.SIGINT
-        raise Interrupted(number, how_to_resume(number, place)) from None
+        raise Interrupted(number, how_to_resume(number, place) if group.leads else "") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(

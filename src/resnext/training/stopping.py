@@ -24,8 +24,8 @@ class Interrupted(Exception):
     `exit_code` is 130 for SIGINT (Ctrl-C), and 143 for SIGTERM and SIGUSR1, by which batch systems announce an end.
     """
 
-    def __init__(self, signal_number: int, message: str = "") -> None:
-        super().__init__(message or signal.Signals(signal_number).name)
+    def __init__(self, signal_number: int, message: str | None = None) -> None:
+        super().__init__(signal.Signals(signal_number).name if message is None else message)
         self.signal_number = signal_number
         self.exit_code = 128 + (signal.SIGINT if signal_number == signal.SIGINT else signal.SIGTERM)
 
