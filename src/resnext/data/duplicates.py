@@ -129,7 +129,7 @@ _REACH = np.hypot(*np.array(_FREQUENCIES, np.float64).T)
 
 def _coefficients(grey: npt.NDArray[np.uint8], views: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the coefficients of each thumbnail in each view, V×N×63: whole numbers."""
-    result: npt.NDArray[np.float64] = (16 * smoothed(grey)).reshape(len(grey), -1) @ views
+    result: npt.NDArray[np.float64] = (16 * smoothed(grey)).reshape(-1, SIDE * SIDE) @ views
     return result
 
 

@@ -103,8 +103,9 @@ def _fit(a: Floats, b: Floats) -> tuple[Floats, Floats]:
     down, right = slopes
     inside = slice(_EDGE, SIDE - _EDGE)
     parts = (a, np.ones_like(a), right, right * _ALONG, down, down * _ALONG[:, None])
-    basis = np.stack([part[:, inside, inside].reshape(len(a), -1) for part in parts], axis=1)
-    wanted = b[:, inside, inside].reshape(len(b), -1, 1)
+    pixels = (SIDE - 2 * _EDGE) ** 2
+    basis = np.stack([part[:, inside, inside].reshape(len(a), pixels) for part in parts], axis=1)
+    wanted = b[:, inside, inside].reshape(len(b), pixels, 1)
     ridge = np.diag([1e-3, 1e-3, 0.1, 0.1, 0.1, 0.1])  # so that a picture of stripes has a solution
     solution: Any = np.linalg.solve(basis @ basis.transpose(0, 2, 1) + ridge, basis @ wanted)
     return solution[:, :, 0], (wanted - basis.transpose(0, 2, 1) @ solution)[:, :, 0]
