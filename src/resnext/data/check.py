@@ -14,12 +14,8 @@ from resnext.data.copies import find
 from resnext.data.findings import SEVERITIES, Evidence, Finding
 from resnext.data.fingerprints import fingerprints
 from resnext.data.listing import list_images, natural_key
-from resnext.data.manifest import as_paths, located, nothing_found
+from resnext.data.manifest import SPLITS, Progress, as_paths, located, nothing_found
 from resnext.errors import UserError
-
-SPLITS = ("train", "val", "test")
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ def ignore(event: Event) -> None:
     """Observe nothing."""
 
 
+def progress(observer: Observer) -> Callable[[str, int, int], None]:
+    """Return a function that tells an observer what is being done, how much is done and of how much."""
+    return lambda name, done, total: observer({"event": "progress", "of": name, "done": done, "total": total})
+
+
 class Journal:
     """Append events to `journal.jsonl`; step events are flushed every second, the others at once.
 

@@ -17,6 +17,7 @@ from resnext.engine import choose_device
 from resnext.errors import UserError
 from resnext.training import defaults, distributed, journal, owner, recipe
 from resnext.training.distributed import ALONE, Group
+from resnext.training.journal import Observer
 from resnext.training.recipe import Recipe
 from resnext.training.said import form_fields, merge_said
 
@@ -104,8 +105,12 @@ def plan(
     fields: dict[str, Any],
     manifest: Manifest | None = None,
     group: Group = ALONE,
+    observer: Observer = journal.ignore,
 ) -> Plan:
-    """Scan the data, complete the recipe and refuse what cannot work, without writing anything."""
+    """Scan the data, complete the recipe and refuse what cannot work, without writing anything.
+
+    `observer` is told how far reading the data has come.
+    """
     said = merge_said(recipe, fields)
     goes_on = wish.resume or wish.automatic or distributed.restarted()
     place = Path(wish.place) if wish.place is not None else default_place(data, resume=goes_on)
@@ -116,7 +121,9 @@ def plan(
     refuse_occupied(place)
     if manifest is None:
         validation = said.get("data", {}).get("validation", 0.1)
-        manifest = scan(data, purpose="train", seed=said.get("seed", 0), validation=validation)
+        manifest = scan(
+            data, purpose="train", seed=said.get("seed", 0), validation=validation, progress=journal.progress(observer)
+        )
     complete, reasons = _complete(manifest, said, from_file=recipe is not None)
     if fields.get("scaling") == "linear" and group.size > 1:
         complete, reason = _scaled(complete, group.size)

@@ -72,7 +72,9 @@ def train(
     """
     wish = Wish(out, resume, auto_resume)
     with distributed.joined(fields.get("device") or "auto") as group:
-        planned = shared_plan(group, lambda: plan(data, wish=wish, recipe=recipe, fields=fields, group=group))
+        planned = shared_plan(
+            group, lambda: plan(data, wish=wish, recipe=recipe, fields=fields, group=group, observer=observer)
+        )
         return execute(planned, observer, group)
 
 
