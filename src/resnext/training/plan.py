@@ -15,7 +15,7 @@ from resnext.data import named
 from resnext.data.manifest import Manifest, scan
 from resnext.engine import choose_device
 from resnext.errors import UserError
-from resnext.training import defaults, distributed, journal, owner, recipe
+from resnext.training import defaults, distributed, imbalance, journal, owner, recipe
 from resnext.training.distributed import ALONE, Group
 from resnext.training.journal import Observer
 from resnext.training.recipe import Recipe
@@ -172,7 +172,7 @@ def _complete(manifest: Manifest, said: dict[str, Any], *, from_file: bool) -> t
         axes = defaults.colour_axes(split, complete.data.training_preprocessing())
         lit = dataclasses.replace(complete.augmentation, colour_axes=axes)
         complete = complete.model_copy(update={"augmentation": lit})
-    return complete, reasons
+    return complete, [*reasons, *imbalance.said(complete, split)]
 
 
 def _plan_resumed(
