@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from resnext import bundle, catalog, durable, machine
 from resnext.bundle import Bundle
-from resnext.data import named
+from resnext.data import check, named
 from resnext.data.manifest import Manifest, scan
 from resnext.data.preprocessing import Preprocessing
 from resnext.engine import choose_device
@@ -95,7 +95,7 @@ def plan(
         validation = said.get("data", {}).get("validation", 0.1)
         manifest = scan(data, purpose="train", seed=said.get("seed", 0), validation=validation)
     complete, reasons = _complete(manifest, said, from_file=recipe is not None)
-    return Plan(place, manifest, complete, (*manifest.notes, *reasons), resumed=False)
+    return Plan(place, manifest, complete, (*manifest.notes, *check.brief(manifest), *reasons), resumed=False)
 
 
 def merge_said(recipe_name: str | Path | None, fields: dict[str, Any]) -> dict[str, Any]:
