@@ -41,6 +41,7 @@ class Journal:
         if step is not None and path.exists():
             self._drop_from(step)
         self._file = path.open("a", encoding="utf-8")
+        durable.sync_path(path.parent)  # else a file just made may be gone after a power cut, whatever was synced in it
         self._flushed = time.monotonic()
 
     def _drop_from(self, step: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from resnext import bundle, catalog, durable
-from resnext.data import named
+from resnext.data import check, named
 from resnext.data.manifest import Manifest, scan
 from resnext.engine import choose_device
 from resnext.errors import UserError
@@ -128,7 +128,9 @@ def plan(
     if fields.get("scaling") == "linear" and group.size > 1:
         complete, reason = _scaled(complete, group.size)
         reasons.append(reason)
-    return Plan(place, manifest, complete, (*manifest.notes, *reasons), resumed=False)
+    balanced = "balanced" in (complete.class_weights, complete.sampling)
+    notes = (*manifest.notes, *check.brief(manifest, balanced=balanced), *reasons)
+    return Plan(place, manifest, complete, notes, resumed=False)
 
 
 def _scaled(complete: Recipe, processes: int) -> tuple[Recipe, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -31,24 +31,47 @@ class Interrupted(Exception):
 
 
 @contextmanager
+def at_once() -> Iterator[None]:
+    """Leave by Interrupted, wherever the process is, when SIGTERM or SIGUSR1 comes: where there is no step to finish.
+
+    `requests` within this block collects them instead.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    with _handled([name for name in SIGNALS if name != "SIGINT"], leave):  # Python itself makes an exception of SIGINT
+        yield
+
+
+@contextmanager
 def requests() -> Iterator[list[int]]:
     """Collect requests to stop instead of dying in the middle of a step; a second signal acts at once."""
     requested: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
 
     def request(number: int, frame: FrameType | None) -> None:
         requested.append(number)
         for each, handler in before.items():
             signal.signal(each, handler)
 
-    for number in numbers:
-        signal.signal(number, request)
-    try:
+    with _handled(SIGNALS, request) as before:
         yield requested
+
+
+@contextmanager
+def _handled(
+    names: Sequence[str], handle: Callable[[int, FrameType | None], None]
+) -> Iterator[dict[int, signal._HANDLER]]:
+    """Handle these signals within this block, and yield who handled them before; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield {}
+        return
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, handle)
+    try:
+        yield before
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
