@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Everything but the peers that benchmarks compare with.
 EXTRAS := cpu,serve,report,scale,hub,export,heif,test
 
-.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting bench-files bench-inference bench-training-step bench-layers bench-checkpoints clean
+.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting bench-files bench-inference bench-training-step bench-layers bench-checkpoints bench-manifest clean
 
 setup: $(VENV)/.ready
 
@@ -27,7 +27,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 # Long measurements; each prints a table. RESNEXT_CIFAR10 names an unpacked CIFAR-10 or the zip of it.
-bench: bench-training bench-training-step bench-loader bench-stochastic-depth bench-inference bench-layers bench-files bench-overfitting
+bench: bench-training bench-training-step bench-loader bench-stochastic-depth bench-inference bench-layers bench-files bench-manifest bench-overfitting
 
 $(VENV)/.bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),bench]'
@@ -57,6 +57,10 @@ bench-files: setup
 
 bench-checkpoints: setup
 	$(BIN)/python benchmarks/checkpoints.py
+
+# Writes a million files, about 4 GB, for as long as it takes.
+bench-manifest: setup
+	$(BIN)/python benchmarks/manifest.py
 
 # Not a timing: every family learns 32 images by heart, the slow ones too.
 bench-overfitting: setup

@@ -12,7 +12,8 @@ from PIL import Image
 
 from making import picture
 from resnext.data import fingerprints
-from resnext.data.check import Report, check
+from resnext.data.check import Report, brief, check
+from resnext.data.manifest import scan
 from resnext.errors import ImageError, UserError
 
 
@@ -287,3 +288,39 @@ def test_progress_counts_every_file_once(tmp_path: Path) -> None:
     assert reading[-1] == (200, 200)
     assert [done for done, _ in reading] == sorted(done for done, _ in reading)
     assert fingerprints._TOGETHER < 200  # so that there was more than one step
+
+
+# In short, before a run
+
+
+def test_in_short_nothing_is_said_of_a_healthy_set(tmp_path: Path) -> None:
+    assert brief(scan(healthy(tmp_path / "whole", count=24))) == []
+    assert brief(scan(healthy(tmp_path / "split", "train", "val"))) == []
+
+
+def test_in_short_uneven_and_tiny_classes_come_with_their_remedy(tmp_path: Path) -> None:
+    healthy(tmp_path, count=30)
+    for number in range(4):
+        write(tmp_path / "eel" / f"{number}.png", 900 + number)
+    manifest = scan(tmp_path)
+    uneven, tiny = brief(manifest)
+    assert "'cat', has 9.0 times the images of the smallest, 'eel' (27 and 3)" in uneven
+    assert "--class-weights balanced" in uneven
+    assert "1 of 3 classes have fewer than 20 training images (the smallest, 'eel', has 3)" in tiny
+    assert brief(manifest, balanced=True) == [tiny]
+
+
+def test_in_short_leaks_into_validation_are_told_once_the_files_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy(tmp_path, "train", "val", "test")
+    shutil.copy(tmp_path / "train/cat/0.png", tmp_path / "val/cat/copy.png")
+    with Image.open(tmp_path / "train/dog/0.png") as image:
+        image.save(tmp_path / "val/dog/copy.jpg", quality=60)
+    shutil.copy(tmp_path / "train/cat/1.png", tmp_path / "test/cat/copy.png")  # no matter to training
+    manifest = scan(tmp_path)
+    assert brief(manifest) == []
+    check(tmp_path)
+    monkeypatch.setattr(fingerprints, "contents", lambda path: pytest.fail("nothing is to be read"))
+    [leak] = brief(manifest)
+    assert "2 of 42 validation images have a copy in train" in leak

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from resnext.data import manifest as manifests
-from resnext.data import named
+from making import picture
+from resnext import durable
+from resnext.data import fingerprints, named
 from resnext.data.listing import natural_key
 from resnext.data.manifest import Manifest, folds, scan
 from resnext.errors import UserError
@@ -475,18 +476,67 @@ def test_copies_lie_on_one_side_even_across_classes(tmp_path: Path) -> None:
         assert sides["val"]
 
 
-def test_files_are_read_only_where_sizes_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(20):
-        path = tmp_path / f"{'cat' if number % 2 else 'dog'}/{number}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"x" * (100 + (number if number < 18 else 7)))
+def test_near_copies_lie_on_one_side_even_across_classes(tmp_path: Path) -> None:
+    originals = [picture(number, (64, 48)) for number in range(24)]
+    for number, image in enumerate(originals):
+        for name in ("cat", "dog"):
+            (tmp_path / name).mkdir(exist_ok=True)
+        here, there = ("cat", "dog") if number % 2 else ("dog", "cat")
+        image.save(tmp_path / f"{here}/{number}.png")
+        if number < 12:
+            image.save(tmp_path / f"{there}/copy{number}.jpg", quality=60)
+            image.crop((1, 1, 64, 48)).resize((80, 60)).save(tmp_path / f"{here}/crop{number}.png")
+    for seed in range(5):
+        manifest = scan(tmp_path, seed=seed, validation=0.3)
+        sides = {split: {Path(path).stem.strip("copyr") for path, _ in members(manifest, split)}
+                 for split in ("train", "val")}  # fmt: skip
+        assert not sides["train"] & sides["val"]
+        assert sides["val"]
+        assert "36 images are near copies of others: each set stays on one side" in manifest.notes
+    for part in folds(scan(tmp_path), 3, 0):
+        sides = {split: {Path(path).stem.strip("copyr") for path, _ in members(part, split)}
+                 for split in ("train", "val")}  # fmt: skip
+        assert not sides["train"] & sides["val"]
+
+
+def test_files_are_read_once_and_again_where_they_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, cat=20, dog=20)
     opened: list[str] = []
-    digest = manifests.splitting._digest
-    monkeypatch.setattr(
-        manifests.splitting, "_digest", lambda path, length: opened.append(path) or digest(path, length)
-    )
+    contents = fingerprints.contents
+    monkeypatch.setattr(fingerprints, "contents", lambda path: opened.append(Path(path).name) or contents(path))
+    first = scan(tmp_path)
+    assert len(opened) == 40
+    opened.clear()
+    assert scan(tmp_path) == first
+    assert opened == []
+    assert members(scan(tmp_path, seed=1), "val") != members(first, "val")
+    assert opened == []
+    (tmp_path / "cat/3.jpg").write_bytes(b"new")
+    os.utime(tmp_path / "dog/4.jpg", ns=(1, 1))
+    fill(tmp_path / "dog", 1, start=77)
     scan(tmp_path)
-    assert sorted(Path(path).name for path in opened) == ["18.jpg", "19.jpg", "7.jpg"]
+    assert sorted(opened) == ["3.jpg", "4.jpg", "77.jpg"]
+
+
+def test_a_changed_file_is_seen_by_the_cut_that_was_remembered(tmp_path: Path) -> None:
+    tree(tmp_path, cat=10, dog=10)
+    first = scan(tmp_path, validation=0.3)
+    validated = members(first, "val")[0][0]
+    trained = next(path for path, _ in members(first, "train"))
+    status = (tmp_path / validated).stat()
+    (tmp_path / validated).write_bytes((tmp_path / trained).read_bytes())  # of the same size; the time differs
+    os.utime(tmp_path / validated, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    second = {path: split for split in ("train", "val") for path, _ in members(scan(tmp_path, validation=0.3), split)}
+    assert second[validated] == second[trained]
+
+
+def test_a_damaged_memory_of_a_cut_is_drawn_again(tmp_path: Path) -> None:
+    first = scan(tree(tmp_path, cat=30, dog=30), seed=8)
+    folder = durable.cache_directory() / "cuts"
+    newest = max(folder.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    for damaged in (b"", newest.read_bytes()[:-1], newest.read_bytes()[:40] + b"\xff" * 8 + newest.read_bytes()[48:]):
+        newest.write_bytes(damaged)
+        assert scan(tmp_path, seed=8) == first
 
 
 def test_rows_of_one_group_lie_on_one_side(tmp_path: Path) -> None:

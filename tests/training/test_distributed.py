@@ -160,8 +160,9 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(
     process = start([*line, "--auto-resume"])
     wait_until(reached(out, 5), process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=ENOUGH)
+    _, err = process.communicate(timeout=ENOUGH)
     assert process.returncode != 0
+    assert err.count("Stopped by SIGTERM") == 1, "one process speaks"
     newest = checkpoint.listed(out / "checkpoints")[-1]
     assert int(newest.name.removeprefix("step-")) > 5, "it was saved where it stopped"
     done = run(line, "--auto-resume")
@@ -258,6 +259,40 @@ def test_what_befalls_one_process_is_agreed_on_by_all(tmp_path: Path) -> None:
     seen = [sum(e["images"] for e in events if e["event"] in ("step", "skipped") and e["epoch"] == n) for n in (0, 1)]
     assert seen == [events[0]["train_images"] - len(train)] * 2
     assert all(np.isfinite(value).all() for value in Bundle.open(out).read("model.safetensors").values())
+
+
+HANGING = """
+import os, sys, time
+from datetime import timedelta
+from resnext.cli import main
+from resnext.training import distributed
+from resnext.training.step import TrainingStep
+
+distributed.TIMEOUT = timedelta(seconds=5)
+original = TrainingStep._inputs
+
+def inputs(self, batch, epoch, step):
+    if step == 4 and os.environ["RANK"] == "1":
+        time.sleep(1000)
+    return original(self, batch, epoch, step)
+
+TrainingStep._inputs = inputs
+main(sys.argv[1:])
+"""
+
+
+def test_a_process_that_hangs_ends_the_run_in_words(photos: Path, tmp_path: Path) -> None:
+    script = tmp_path / "hanging.py"
+    script.write_text(HANGING)
+    line = command(photos, tmp_path / "run", 2, epochs=1)
+    at = line.index("-m", 3)
+    done = run([*line[:at], str(script), *line[at + 2 :]])
+    assert done.returncode != 0
+    told = next(text for text in done.stderr.splitlines() if text.startswith("Process 0 on"))
+    assert "lost the others of this run" in told
+    assert "--max-restarts" in done.stderr
+    loaded = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
+    assert loaded is not None, "the last checkpoint is intact"
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 8, 9, 64, 129])

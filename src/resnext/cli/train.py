@@ -60,6 +60,10 @@ class How:
     """Peak learning rate."""
     seed: int | None = None
     """Decides the validation cut, the first weights, the order and the augmentation."""
+    class_weights: Literal["none", "balanced"] | None = None
+    """balanced: an image's loss counts the more, the fewer images its class has."""
+    sampling: Literal["shuffled", "balanced"] | None = None
+    """balanced: an epoch shows each class equally often, images of rare classes several times."""
     batch_norm: Literal["local", "synchronised"] | None = None
     """With torchrun: batch norm sees the images of one process, or of all."""
     scaling: Literal["none", "linear"] | None = None

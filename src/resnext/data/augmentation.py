@@ -116,10 +116,10 @@ def augment(
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
     """Return the images changed at random: uint8 N×H×W×C (or a list of H×W×C) to N×S×S×C.
 
-    S is `image_size`, and no side of `pixels` may be shorter. `images` are the numbers of the images within
-    their split; each image's result depends on its own pixels, its number, `seed` and `epoch` only. `mean` is the
-    colour that pads with `padding_mode` "mean", in units of 0…1. The result is uint8, but float32 in the same
-    units where there is `lighting`, whose changes are fractions of a level.
+    S is `image_size`, and no side of `pixels` may be shorter. `images` are the numbers of the images within their
+    split, or draws of them (`order.balanced`); each image's result depends on its own pixels, its number, `seed` and
+    `epoch` only. `mean` is the colour that pads with `padding_mode` "mean", in units of 0…1. The result is uint8, but
+    float32 in the same units where there is `lighting`, whose changes are fractions of a level.
     """
 
     def numbers(draws: int, stream: int) -> NDArray[np.float64]:

@@ -11,15 +11,15 @@ import numpy as np
 
 from resnext.data import balance, findings, leaks
 from resnext.data.copies import find
+from resnext.data.copies import known as known_copies
 from resnext.data.findings import SEVERITIES, Evidence, Finding
-from resnext.data.fingerprints import fingerprints
+from resnext.data.fingerprints import fingerprints, known
 from resnext.data.listing import list_images, natural_key
-from resnext.data.manifest import as_paths, located, nothing_found
+from resnext.data.manifest import SPLITS, Manifest, Progress, as_paths, located, nothing_found
 from resnext.errors import UserError
 
-SPLITS = ("train", "val", "test")
-
-Progress = Callable[[str, int, int], None]
+AT_ONCE = 50_000
+"""Images among which near copies are found within seconds."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,39 @@ def check(data: str | Path, *, progress: Progress | None = None, note: Callable[
         _kinds(evidence),
         tuple(found),
     )
+
+
+def brief(manifest: Manifest, *, balanced: bool = False) -> list[str]:
+    """Say in a line each what hurts a training run most: uneven or tiny classes, and copies of train in val.
+
+    Nothing is read: copies are told of where all files are known already, near ones where finding them takes seconds.
+    Where the run is `balanced`, by weights or sampling, uneven classes are no news.
+    """
+    train = manifest.split("train")
+    counts = np.bincount(train.labels, minlength=len(manifest.classes))
+    uneven = None if balanced else balance.imbalance(manifest.classes, counts)
+    found = [finding for finding in (uneven, balance.tiny(manifest.classes, counts)) if finding]
+    notes = [f"{finding.what}. {finding.remedy}" for finding in found]
+    if not any(note.startswith("validation:") for note in manifest.notes):  # else the cut kept copies together
+        notes += _leaks_into_validation(manifest)
+    return notes
+
+
+def _leaks_into_validation(manifest: Manifest) -> list[str]:
+    table = manifest.table
+    sizes, mtimes_ns = (table[column].to_numpy() for column in ("size", "mtime_ns"))
+    prints = known(manifest.root, table["path"].combine_chunks(), sizes, mtimes_ns)
+    copies = None if prints is None else known_copies(prints, at_once=AT_ONCE)
+    if copies is None:
+        return []
+    splits = np.array(table["split"].to_pylist())
+    leaked = {row for rows in copies.together() if len(set(splits[rows])) > 1 for row in rows if splits[row] == "val"}
+    if not leaked:
+        return []
+    return [
+        f"Leak: {len(leaked):,} of {(splits == 'val').sum():,} validation images have a copy in train, exact or near, "
+        "so validation flatters. `resnext check` names them."
+    ]
 
 
 def _gathered(data: str | Path, progress: Progress, note: Callable[[str], None] | None) -> Evidence:

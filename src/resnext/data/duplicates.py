@@ -56,7 +56,8 @@ def near(
     rows = np.flatnonzero(_contrasts(grey) >= FLAT)
     if len(rows) < 2:
         return np.zeros((0, 2), np.int64)
-    grey, colour = grey[rows], colour[rows]
+    if len(rows) < len(grey):
+        grey, colour = grey[rows], colour[rows]
     found = [
         pairs[_are_copies(grey, colour, pairs)]
         for done, pairs in _candidates(grey)
@@ -86,13 +87,12 @@ def _candidates(grey: npt.NDArray[np.uint8]) -> Iterator[tuple[int, Ints]]:
     """Yield how many images were asked about, and pairs that may be copies: first < second, none twice in a piece."""
     count = len(grey)
     starts = range(0, count, _TOGETHER)
-    codes = np.concatenate([_signs(_coefficients(grey[start : start + _TOGETHER], _VIEWS[0])) for start in starts])
+    codes = np.concatenate([_signs(_coefficients(grey[start : start + _TOGETHER], _VIEWS[:1])[0]) for start in starts])
     tables = [_Table(_key_of_code(codes, bits), codes) for bits in _TABLES]
     yield 0, np.concatenate([table.neighbours() for table in tables])
     for start in starts:
         pairs = []
-        for view in _VIEWS:
-            coefficients = _coefficients(grey[start : start + _TOGETHER], view)
+        for coefficients in _coefficients(grey[start : start + _TOGETHER], _VIEWS):
             asked = _signs(coefficients)
             for table, bits in zip(tables, _TABLES, strict=True):
                 who, other = table.ask(_probes(coefficients[:, bits], bits))
@@ -103,7 +103,7 @@ def _candidates(grey: npt.NDArray[np.uint8]) -> Iterator[tuple[int, Ints]]:
         yield min(start + _TOGETHER, count), np.unique(every, axis=0)
 
 
-def _views() -> list[npt.NDArray[np.float64]]:
+def _views() -> npt.NDArray[np.float64]:
     """Return matrices from the pixels of a smoothed thumbnail ×16 to 63 coefficients, whole and cropped in six ways."""
     waves = np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(SIDE) + 1) / (2 * SIDE))
 
@@ -119,7 +119,7 @@ def _views() -> list[npt.NDArray[np.float64]]:
     for y, x in crops:
         down, right = line(*ends[y]), line(*ends[x])
         views.append(np.stack([np.rint(1024 * np.outer(down[u], right[v])).ravel() for u, v in _FREQUENCIES], axis=1))
-    return views
+    return np.stack(views)
 
 
 _VIEWS = _views()
@@ -127,9 +127,9 @@ _REACH = np.hypot(*np.array(_FREQUENCIES, np.float64).T)
 """Pictures' coefficients fall with the frequency; times this, they are alike."""
 
 
-def _coefficients(grey: npt.NDArray[np.uint8], view: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    whole = np.rint(16 * smoothed(grey)).reshape(len(grey), -1)
-    result: npt.NDArray[np.float64] = whole @ view
+def _coefficients(grey: npt.NDArray[np.uint8], views: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the coefficients of each thumbnail in each view, V×N×63: whole numbers."""
+    result: npt.NDArray[np.float64] = (16 * smoothed(grey)).reshape(-1, SIDE * SIDE) @ views
     return result
 
 
@@ -155,7 +155,7 @@ def _probes(coefficients: npt.NDArray[np.float64], bits: Ints) -> Ints:
     return np.asarray(keys[:, None] ^ ((np.int64(1) << unsure.astype(np.int64)) @ chosen.T))
 
 
-_ONES = np.array([bin(number).count("1") for number in range(1 << 16)], np.uint8)
+_ONES = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8)).reshape(-1, 16).sum(axis=1, dtype=np.uint8)
 
 
 def _differing(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

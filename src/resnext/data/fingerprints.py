@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +105,8 @@ def fingerprints(
             store.save(paths, found)
         except OSError as error:
             if note is not None:
-                note(f"What was read of the images is not kept: {error.filename or store.path}: {error.strerror}.")
+                reason = error.strerror or str(error)
+                note(f"What was read of the images is not kept: {error.filename or store.path}: {reason}.")
     return found
 
 
@@ -198,12 +199,13 @@ class _Store:
 
     def lookup(self, paths: pa.Array, sizes: npt.NDArray[np.int64], mtimes_ns: npt.NDArray[np.int64]) -> Fingerprints:
         """Return what is kept of these files; the state of one that is not known is `UNREAD`."""
-        places = self._places(paths)
-        rows = np.zeros(len(paths), ROW)
-        there = np.flatnonzero(places >= 0)
-        kept = self.rows[places[there]]
-        same = (kept["size"] == sizes[there]) & (kept["mtime_ns"] == mtimes_ns[there])
-        rows[there[same]] = kept[same]
+        if self.paths.equals(paths):
+            rows = self.rows.copy()
+        else:
+            places = self._places(paths)
+            rows = np.zeros(len(paths), ROW)
+            rows[places >= 0] = self.rows[places[places >= 0]]
+        rows[(rows["size"] != sizes) | (rows["mtime_ns"] != mtimes_ns)] = np.zeros((), ROW)
         rows["size"], rows["mtime_ns"] = sizes, mtimes_ns
         return Fingerprints(rows, list(self.words))
 
@@ -211,8 +213,6 @@ class _Store:
         """Return the row of each path, -1 where there is none."""
         import pyarrow.compute as pc
 
-        if self.paths.equals(paths):
-            return np.arange(len(paths))
         places = pc.index_in(paths, value_set=self.paths)
         found: npt.NDArray[np.int64] = places.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         return found
@@ -222,8 +222,10 @@ class _Store:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        worth = np.flatnonzero((found.rows["state"] == READABLE) | (found.rows["state"] == DAMAGED))
-        kept_paths, kept_rows = paths.take(worth), found.rows[worth]
+        kept_paths, kept_rows = paths, found.rows
+        worth = (kept_rows["state"] == READABLE) | (kept_rows["state"] == DAMAGED)
+        if not worth.all():
+            kept_paths, kept_rows = paths.filter(pa.array(worth)), kept_rows[worth]
         if others := list(self._others(paths)):
             kept_paths = pa.concat_arrays([kept_paths, self.paths.take(others)])
             kept_rows = np.concatenate([kept_rows, self.rows[others]])
@@ -231,17 +233,21 @@ class _Store:
         buffer = pa.py_buffer(kept_rows)
         column = pa.Array.from_buffers(pa.binary(ROW.itemsize), len(kept_rows), [None, buffer])
         table = pa.table({"path": kept_paths, "row": column})
-        file = pa.BufferOutputStream()
-        pq.write_table(
-            table.replace_schema_metadata({"resnext": json.dumps(about)}),
-            file,
-            compression={"path": "zstd", "row": "none"},
-            use_dictionary=False,
-            write_page_checksum=True,
-        )
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content: Any = file.getvalue()
-        durable.write_bytes(self.path, content)
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
+        try:
+            pq.write_table(
+                table.replace_schema_metadata({"resnext": json.dumps(about)}),
+                beside,
+                compression={"path": "zstd", "row": "none"},
+                use_dictionary=False,
+                write_page_checksum=True,
+            )
+            durable.sync_path(beside)
+            beside.replace(self.path)
+            durable.sync_path(self.path.parent)
+        finally:
+            beside.unlink(missing_ok=True)
 
     def _others(self, paths: pa.Array) -> Iterator[int]:
         """Yield the kept rows of files that are not among `paths` but exist: of another split or CSV file."""

@@ -17,6 +17,8 @@ from resnext.errors import UserError
 
 Purpose = Literal["train", "evaluate", "check"]
 
+_NUMBERS = re.compile("([0-9]+)")
+
 
 @dataclass
 class Listing:
@@ -54,7 +56,7 @@ class Listing:
 
 def natural_key(name: str) -> tuple[object, ...]:
     """Return a sort key under which numbers in names count as numbers: "class 2" before "class 10"."""
-    parts = re.split("([0-9]+)", name.casefold())
+    parts = _NUMBERS.split(name.casefold())
     digits = [part.lstrip("0") for part in parts[1::2]]
     parts[1::2] = [f"{len(number):05}{number}" for number in digits]
     return tuple(parts), name
@@ -261,7 +263,7 @@ def _status(path: str, table: Path, line: int) -> os.stat_result:
 
 def _check_readers(listing: Listing) -> None:
     """Raise `UserError` where this install has no reader for one of the files, going by the suffixes."""
-    example = {os.path.splitext(path)[1]: path for path in reversed(listing.paths)}  # noqa: PTH122
+    example = {path[path.rfind(".") :]: path for path in reversed(listing.paths)}
     for suffix, path in example.items():
         if remedy := missing_reader(suffix):
             raise UserError(f"{listing.root / path}: this install cannot read {suffix} files.\nRun: {remedy}")

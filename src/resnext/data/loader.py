@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +119,13 @@ class Loader:
         self.labels = split.labels.astype(np.int64)
         self.unreadable: dict[int, str] = {}
         self.process, self.processes = 0, 1
+        self.sampling: Literal["shuffled", "balanced"] = "shuffled"
+
+    def sampled(self, sampling: Literal["shuffled", "balanced"]) -> Loader:
+        """Return a loader whose epochs hold each image once ("shuffled") or each class equally often ("balanced")."""
+        part = copy.copy(self)
+        part.sampling, part.unreadable = sampling, {}
+        return part
 
     def for_process(self, process: int, processes: int) -> Loader:
         """Return a loader of the same images that yields one process's part of them, of so many processes."""
@@ -138,8 +145,8 @@ class Loader:
         than two images is skipped, as batch norm cannot train on one; `Batch.step` counts on. One of several
         processes yields every batch, and leaves it to the step to agree with the others.
         """
-        images = order.permutation(self.seed, epoch, len(self.labels))
-        plan = ((step, order.batch(images, step, self.batch_size)) for step in range(start_step, self.steps))
+        draws = self._draws(epoch)
+        plan = ((step, order.batch(draws, step, self.batch_size)) for step in range(start_step, self.steps))
         loads = in_order(
             lambda planned: self._load_part(*planned, epoch), plan, workers=self.workers, ahead=self.prefetch
         )
@@ -169,31 +176,39 @@ class Loader:
                 if len(batch.indices):
                     yield batch
 
+    def _draws(self, epoch: int) -> NDArray[np.int64]:
+        """Return an epoch's draws in order; a draw d is image d % len(labels), as `order.balanced` says."""
+        if self.sampling == "balanced":
+            return order.balanced(self.seed, epoch, self.labels)
+        return order.permutation(self.seed, epoch, len(self.labels))
+
     def _note(self, failures: dict[int, str]) -> None:
         for index, reason in failures.items():
             self.unreadable.setdefault(index, reason)
 
-    def _load_part(self, step: int, indices: NDArray[np.int64], epoch: int) -> tuple[Batch, dict[int, str]]:
+    def _load_part(self, step: int, draws: NDArray[np.int64], epoch: int) -> tuple[Batch, dict[int, str]]:
         """Make this process's part of one batch, and say which of its images cannot be read."""
         if self.processes == 1:
-            return self._load(step, indices, epoch)
-        mine = order.part(len(indices), self.process, self.processes)
-        batch, failures = self._load(step, indices[mine.start : mine.stop], epoch)
+            return self._load(step, draws, epoch)
+        mine = order.part(len(draws), self.process, self.processes)
+        batch, failures = self._load(step, draws[mine.start : mine.stop], epoch)
         return replace(batch, part=mine), failures
 
-    def _load(self, step: int, indices: NDArray[np.int64], epoch: int | None) -> tuple[Batch, dict[int, str]]:
+    def _load(self, step: int, draws: NDArray[np.int64], epoch: int | None) -> tuple[Batch, dict[int, str]]:
         """Make one batch, augmented unless `epoch` is None, and say which of its images cannot be read."""
+        indices = draws % len(self.labels)
         pixels, failures = self.source.read_many(indices)
         if failures:
-            indices = indices[~np.isin(indices, list(failures))]
-        return Batch(indices, self._crops(pixels, indices, epoch), self.labels[indices], step), failures
+            readable = ~np.isin(indices, list(failures))
+            draws, indices = draws[readable], indices[readable]
+        return Batch(indices, self._crops(pixels, draws, epoch), self.labels[indices], step), failures
 
     def _crops(
-        self, pixels: Pixels, indices: NDArray[np.int64], epoch: int | None
+        self, pixels: Pixels, draws: NDArray[np.int64], epoch: int | None
     ) -> NDArray[np.uint8] | NDArray[np.float32]:
         """Cut images to the network's size: N×S×S×C."""
         side = self.preprocessing.image_size
-        if not len(indices):
+        if not len(draws):
             return np.empty((0, side, side, self.preprocessing.channels), np.uint8)
         if epoch is None or self.augmentation is None:
             if isinstance(pixels, list):
@@ -201,7 +216,7 @@ class Loader:
             return np.ascontiguousarray(self.preprocessing.crop(pixels))
         return augment(
             pixels,
-            indices,
+            draws,
             augmentation=self.augmentation,
             image_size=side,
             mean=self.preprocessing.mean,

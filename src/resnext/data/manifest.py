@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,9 @@ import numpy.typing as npt
 
 from resnext import durable
 from resnext.data import splitting
+from resnext.data.copies import Copies, find
+from resnext.data.cuts import Cuts
+from resnext.data.fingerprints import fingerprints
 from resnext.data.listing import Listing, Purpose, list_images, natural_key
 from resnext.errors import UserError, did_you_mean
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SPLITS = ("train", "val", "test")
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -118,12 +123,15 @@ def scan(
     seed: int = 0,
     validation: float = 0.1,
     classes: Sequence[str] | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
     """List DATA: a folder, a CSV file (see `list_images`) or the name of a set, which is fetched.
 
     For training, the splits are "train" and "val"; where DATA has no validation split, the share `validation`
-    of each class is cut from the training images as `seed` draws. For evaluation, all images are in "test".
-    Labels index `classes` (a bundle's) where given, else DATA's own classes in natural order.
+    of each class is cut from the training images as `seed` draws, exact and near copies of an image on one side: all
+    files are read for that, those that have not changed once and for all. `progress` is called with what is being done,
+    how much is done and of how much. For evaluation, all images are in "test". Labels index `classes` (a bundle's)
+    where given, else DATA's own classes in natural order.
 
     Raises `UserError` for DATA that is missing, has no images, or has a class that is none of `classes` or,
     in the validation split, none of training's; to train, also for a single class or one image a class.
@@ -141,24 +149,24 @@ def scan(
     notes = (*listing.notes, *_missing_classes(listing, known), *_passed_over(listing.ignored))
     manifest = Manifest(listing.root, known, table, dict(listing.ignored), notes)
     if purpose == "train" and "val" not in listing.splits:
-        return _with_validation(manifest, seed, validation)
+        return _with_validation(manifest, seed, validation, progress)
     return manifest
 
 
-def folds(manifest: Manifest, k: int, seed: int) -> list[Manifest]:
+def folds(manifest: Manifest, k: int, seed: int, progress: Progress | None = None) -> list[Manifest]:
     """Return `k` manifests of the same images; each validates another k-th of train and val together.
 
-    Stratified, with copies and groups on one side, as in `scan`. Raises `UserError` where `k` is below 2 or
-    too large for the images.
+    Stratified, with copies and groups on one side, and `progress`, as in `scan`. Raises `UserError` where `k` is below
+    2 or too large for the images.
     """
     if k < 2:
         raise UserError(f"{k} fold(s) cannot be cut: the number of folds must be 2 or more.")
-    units = _units(manifest, seed)
+    units, notes = _units(manifest, seed, progress)
     masks = splitting.folds(units, k)
     if not all(mask.any() for mask in masks):
         raise UserError(f"{k} folds are too many for {len(units)} different images or groups. Ask for fewer.")
     return [
-        _recut(manifest, mask, f"validation: fold {number} of {k} (seed {seed})")
+        _recut(manifest, mask, [*notes, f"validation: fold {number} of {k} (seed {seed})"])
         for number, mask in enumerate(masks, start=1)
     ]
 
@@ -272,33 +280,67 @@ def as_paths(paths: Sequence[str]) -> pa.Array:
         raise UserError(f"The file name {error.object!r} is not in UTF-8. Rename the file.") from error
 
 
-def _with_validation(manifest: Manifest, seed: int, validation: float) -> Manifest:
+def _with_validation(manifest: Manifest, seed: int, validation: float, progress: Progress | None) -> Manifest:
     """Return a manifest of which a part of the training images is in "val"."""
-    units = _units(manifest, seed)
+    cuts = _cuts(manifest, {"seed": seed, "validation": validation})
+    if (remembered := cuts.read()) is not None:
+        return _recut(manifest, *remembered)
+    units, notes = _units(manifest, seed, progress)
     mask = splitting.cut(units, validation)
     if not mask.any():
         raise UserError(
             f"{manifest.root}: no class has two different images or groups, so none "
             "is left to validate on. Add images or groups, or give a validation split."
         )
-    note = f"validation: {mask.sum():,} of {len(mask):,} images are cut from the training images (seed {seed})"
-    return _recut(manifest, mask, note)
+    notes.append(f"validation: {mask.sum():,} of {len(mask):,} images are cut from the training images (seed {seed})")
+    cuts.write(mask, notes)
+    return _recut(manifest, mask, notes)
 
 
-def _units(manifest: Manifest, seed: int) -> list[splitting.Unit]:
-    """Return what has to stay together of a manifest for training; files of equal sizes are read."""
+def _cuts(manifest: Manifest, options: dict[str, object]) -> Cuts:
+    """Return what is remembered of cuts of these files."""
     table = manifest.table
-    paths, sizes = table["path"].to_pylist(), table["size"].to_numpy()
-    copies = splitting.copies(manifest.root, paths, sizes)
-    return splitting.units(table["label"].to_numpy(), paths, table["group"].to_pylist(), copies, seed)
+    names = json.dumps([str(manifest.root), table["group"].drop_null().to_pylist()]).encode()
+    numbers = [table[column].to_numpy() for column in ("label", "size", "mtime_ns")]
+    groups = table["group"].is_null().to_numpy()
+    paths = "\0".join(table["path"].to_pylist()).encode()
+    return Cuts(len(table), [names, paths, groups.tobytes(), *(column.tobytes() for column in numbers)], options)
 
 
-def _recut(manifest: Manifest, validated: npt.NDArray[np.bool_], note: str) -> Manifest:
-    """Return the manifest with the marked rows in "val", all others in "train"."""
+def _units(manifest: Manifest, seed: int, progress: Progress | None = None) -> tuple[list[splitting.Unit], list[str]]:
+    """Return what has to stay together of a manifest for training, and notes; files that are not known are read."""
+    notes: list[str] = []
+    found = copies_of(manifest, progress, notes.append)
+    table = manifest.table
+    labels, paths, groups = table["label"].to_numpy(), table["path"].to_pylist(), table["group"].to_pylist()
+    if found.near:
+        notes.append(f"{sum(map(len, found.near)):,} images are near copies of others: each set stays on one side")
+    return splitting.units(labels, paths, groups, found.together(), seed), notes
+
+
+def copies_of(
+    manifest: Manifest, progress: Progress | None = None, note: Callable[[str], None] | None = None
+) -> Copies:
+    """Return which rows of a manifest are copies of each other, after reading the files that are not known yet.
+
+    `progress` is called with what is being done, how much is done and of how much; `note` with what a user should know.
+    """
+
+    def told(name: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else lambda done, total: progress(name, done, total)
+
+    table = manifest.table
+    paths, numbers = table["path"].combine_chunks(), (table[column].to_numpy() for column in ("size", "mtime_ns"))
+    prints = fingerprints(manifest.root, paths, *numbers, progress=told("reading images"), note=note)
+    return find(prints, told("looking for copies"))
+
+
+def _recut(manifest: Manifest, validated: npt.NDArray[np.bool_], notes: Sequence[str]) -> Manifest:
+    """Return the manifest with the marked rows in "val", all others in "train", and what is new to tell."""
     import pyarrow as pa
 
     splits = pa.array(np.where(validated, "val", "train"), pa.string())
     position = manifest.table.schema.get_field_index("split")
     table = manifest.table.set_column(position, "split", splits)
-    others = (other for other in manifest.notes if not other.startswith("validation:"))
-    return replace(manifest, table=table, notes=(*others, note))
+    others = [other for other in manifest.notes if not other.startswith("validation:") and other not in notes]
+    return replace(manifest, table=table, notes=(*others, *notes))

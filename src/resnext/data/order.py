@@ -1,10 +1,10 @@
 """Order as arithmetic: which images a step takes, and the random numbers of each image.
 
-Nothing here has a state. The order of an epoch is a function of (seed, epoch), and the numbers that
-augment an image are a function of (seed, epoch, image, stream), so a run can be stopped anywhere, go on
-exactly, and be split over any number of workers. Both are built from integers alone (Philox's raw output,
-which NumPy promises never to change, and a hash of our own), so they are the same on every machine and
-with every version of NumPy.
+Nothing here has a state. The order of an epoch is a function of (seed, epoch), where it is balanced also of the
+images' classes, and the numbers that augment an image are a function of (seed, epoch, image, stream), so a
+run can be stopped anywhere, go on exactly, and be split over any number of workers. Both are built from
+integers alone (Philox's raw output, which NumPy promises never to change, and a hash of our own), so they
+are the same on every machine and with every version of NumPy.
 """
 
 from __future__ import annotations
@@ -18,13 +18,41 @@ _WORD = 1 << 64
 _GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: odd, so that counting by it visits every word
 
 
-def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+def permutation(seed: int, epoch: int, count: int, stream: int = 0) -> NDArray[np.int64]:
     """Return the order of `count` images in this epoch: int64, every index once.
 
-    Each image draws a 64-bit number from Philox keyed by (seed, epoch); the order sorts these numbers.
+    Each image draws a 64-bit number from Philox keyed by (seed, epoch), whose counter begins at `stream` · 2^192; the
+    order sorts these numbers. Distinct streams are independent of each other.
     """
     key = np.array([seed % _WORD, epoch % _WORD], dtype=np.uint64)
-    return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable").astype(np.int64, copy=False)
+    counter = np.array([0, 0, 0, stream], dtype=np.uint64)
+    numbers = np.random.Philox(key=key, counter=counter).random_raw(count)
+    return np.argsort(numbers, kind="stable").astype(np.int64, copy=False)
+
+
+def balanced(seed: int, epoch: int, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return as many draws as there are images, in order, such that each class comes equally often: int64.
+
+    A draw d means image d % len(labels), which comes for the (d // len(labels) + 1)-th time in this epoch. So where
+    the draw stands for the image in `uniforms`, an image has its own numbers the first time, and others each time
+    that it comes again.
+
+    Within an epoch, classes that have images differ by at most one draw, and images of a class by at most one, too:
+    what a class of few images draws is all of them, again and again, and of the last time a part. A class of many
+    images cuts a permutation into epochs that have none in common, and takes another when it does not suffice for one
+    more. Which classes draw one more goes round.
+    """
+    counts = np.bincount(labels)
+    classes, by_class = np.flatnonzero(counts), np.split(np.argsort(labels, kind="stable"), np.cumsum(counts))
+    each, rest = divmod(len(labels), max(1, len(classes)))
+    draws = [np.empty(0, np.int64)]
+    for place, label in enumerate(classes.tolist()):
+        images, most = by_class[label], each + (rest > 0)
+        taken = each + ((place - epoch * rest) % len(classes) < rest)
+        cycle, turn = divmod(epoch, max(1, len(images) // most))
+        times, places = np.divmod(turn * most + np.arange(taken), len(images))
+        draws.append(images[permutation(seed, cycle, len(images), stream=1 + label)[places]] + len(labels) * times)
+    return np.concatenate(draws)[permutation(seed, epoch, len(labels))]
 
 
 def uniforms(seed: int, epoch: int, images: NDArray[np.int64], draws: int, stream: int = 0) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """Cut a validation split, or K folds, out of labelled images: stratified, repeatable, copies kept together.
 
-Images that must lie on one side form a *unit*: exact copies of a file, and images of one group. Units go in
+Images that must lie on one side form a *unit*: exact and near copies, and images of one group. Units go in
 the order of a hash of (seed, group or path), so adding an image leaves the order of the others as it was.
 """
 
@@ -41,7 +41,7 @@ def units(
     copies: Iterable[Sequence[int]],
     seed: int,
 ) -> list[Unit]:
-    """Return the units of all rows in the order drawn by `seed`; `copies` are sets of rows of equal files."""
+    """Return the units of all rows in the order drawn by `seed`; `copies` are sets of rows of copies."""
     groups_rows: dict[str, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):
         if group is not None:

@@ -38,8 +38,6 @@ _EDGE = 1  # pixels left out all around: what a crop brings in there is unknown
 
 Floats = npt.NDArray[np.float64]
 _ALONG = np.linspace(-1, 1, SIDE)
-_SMOOTHING = (np.eye(SIDE) * 2 + np.eye(SIDE, k=1) + np.eye(SIDE, k=-1)) / 4
-_SMOOTHING[0, 0] = _SMOOTHING[-1, -1] = 3 / 4
 
 
 def thumbnail(picture: Image.Image) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -53,8 +51,10 @@ def thumbnail(picture: Image.Image) -> tuple[npt.NDArray[np.uint8], npt.NDArray[
 
 def smoothed(grey: npt.NDArray[np.uint8]) -> Floats:
     """Return grey thumbnails N×S×S, blurred so that they change slowly from pixel to pixel."""
-    result: Floats = _SMOOTHING @ grey.astype(np.float64) @ _SMOOTHING.T
-    return result
+    down = np.pad(grey, ((0, 0), (1, 1), (0, 0)), mode="edge").astype(np.float64)
+    down = down[:, :-2] + 2 * down[:, 1:-1] + down[:, 2:]
+    right = np.pad(down, ((0, 0), (0, 0), (1, 1)), mode="edge")
+    return (right[:, :, :-2] + 2 * right[:, :, 1:-1] + right[:, :, 2:]) / 16
 
 
 def contrast(grey: npt.NDArray[np.uint8]) -> Floats:
@@ -103,8 +103,9 @@ def _fit(a: Floats, b: Floats) -> tuple[Floats, Floats]:
     down, right = slopes
     inside = slice(_EDGE, SIDE - _EDGE)
     parts = (a, np.ones_like(a), right, right * _ALONG, down, down * _ALONG[:, None])
-    basis = np.stack([part[:, inside, inside].reshape(len(a), -1) for part in parts], axis=1)
-    wanted = b[:, inside, inside].reshape(len(b), -1, 1)
+    pixels = (SIDE - 2 * _EDGE) ** 2
+    basis = np.stack([part[:, inside, inside].reshape(len(a), pixels) for part in parts], axis=1)
+    wanted = b[:, inside, inside].reshape(len(b), pixels, 1)
     ridge = np.diag([1e-3, 1e-3, 0.1, 0.1, 0.1, 0.1])  # so that a picture of stripes has a solution
     solution: Any = np.linalg.solve(basis @ basis.transpose(0, 2, 1) + ridge, basis @ wanted)
     return solution[:, :, 0], (wanted - basis.transpose(0, 2, 1) @ solution)[:, :, 0]

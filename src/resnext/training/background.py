@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
+from resnext.training.stopping import Interrupted
+
 NICENESS = 10
 """The thread gives way to those that train: on Linux each thread has a niceness of its own."""
 
@@ -50,7 +52,7 @@ class Background:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and not isinstance(error, Exception):
+        if isinstance(error, Interrupted) or not isinstance(error, Exception | None):
             return  # asked to leave at once: what is being written is not there until it is whole
         if self._thread is not None:
             self._jobs.join()

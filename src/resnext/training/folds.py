@@ -12,7 +12,7 @@ from resnext.bundle import Bundle
 from resnext.data.manifest import folds as cut
 from resnext.data.manifest import scan
 from resnext.errors import UserError
-from resnext.training import distributed
+from resnext.training import distributed, journal
 from resnext.training.journal import Observer, ignore, is_finished
 from resnext.training.plan import JOURNAL, Wish, default_place, is_begun, plan
 from resnext.training.run import execute, how_to_resume
@@ -49,9 +49,11 @@ def train_folds(
         raise UserError(f"{place} holds folds already. Go on with --resume, or choose another --out.")
     said = merge_said(recipe, fields)
     seed = said.get("seed", 0)
-    whole = scan(data, purpose="train", seed=seed, validation=said.get("data", {}).get("validation", 0.1))
+    progress = journal.progress(observer)
+    share = said.get("data", {}).get("validation", 0.1)
+    whole = scan(data, purpose="train", seed=seed, validation=share, progress=progress)
     scores, plans = [], []
-    for number, part in enumerate(cut(whole, k, seed), 1):
+    for number, part in enumerate(cut(whole, k, seed, progress), 1):
         fold = place / f"fold-{number}"
         if resume and is_finished(fold / JOURNAL):
             scores.append(Bundle.open(fold).contents.results)

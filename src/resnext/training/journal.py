@@ -23,6 +23,11 @@ def ignore(event: Event) -> None:
     """Observe nothing."""
 
 
+def progress(observer: Observer) -> Callable[[str, int, int], None]:
+    """Return a function that tells an observer what is being done, how much is done and of how much."""
+    return lambda name, done, total: observer({"event": "progress", "of": name, "done": done, "total": total})
+
+
 class Journal:
     """Append events to `journal.jsonl`; step events are flushed every second, the others at once.
 
@@ -36,6 +41,7 @@ class Journal:
         if step is not None and path.exists():
             self._drop_from(step)
         self._file = path.open("a", encoding="utf-8")
+        durable.sync_path(path.parent)  # else a file just made may be gone after a power cut, whatever was synced in it
         self._flushed = time.monotonic()
 
     def _drop_from(self, step: int) -> None:

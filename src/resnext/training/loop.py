@@ -106,7 +106,9 @@ class Loop:
                 self.actions.tell({"event": "stopping"})
                 self._save()
                 self._stop(requested)
-            if time.monotonic() - saved > 60 * self.recipe.machine.checkpoint_every and not position.skipped_in_row:
+            due = time.monotonic() - saved > 60 * self.recipe.machine.checkpoint_every
+            # The end of an epoch has a save of its own, under the same number, once its account is told.
+            if due and position.step_in_epoch < self.steps_per_epoch and not position.skipped_in_row:
                 self._save()
                 saved = time.monotonic()
             waiting = time.perf_counter()

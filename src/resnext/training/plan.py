@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from resnext import bundle, catalog, durable
-from resnext.data import named
+from resnext.data import check, named
 from resnext.data.manifest import Manifest, scan
 from resnext.engine import choose_device
 from resnext.errors import UserError
-from resnext.training import defaults, distributed, journal, owner, recipe
+from resnext.training import defaults, distributed, imbalance, journal, owner, recipe
 from resnext.training.distributed import ALONE, Group
+from resnext.training.journal import Observer
 from resnext.training.recipe import Recipe
 from resnext.training.said import form_fields, merge_said
 
@@ -104,8 +105,12 @@ def plan(
     fields: dict[str, Any],
     manifest: Manifest | None = None,
     group: Group = ALONE,
+    observer: Observer = journal.ignore,
 ) -> Plan:
-    """Scan the data, complete the recipe and refuse what cannot work, without writing anything."""
+    """Scan the data, complete the recipe and refuse what cannot work, without writing anything.
+
+    `observer` is told how far reading the data has come.
+    """
     said = merge_said(recipe, fields)
     goes_on = wish.resume or wish.automatic or distributed.restarted()
     place = Path(wish.place) if wish.place is not None else default_place(data, resume=goes_on)
@@ -116,12 +121,16 @@ def plan(
     refuse_occupied(place)
     if manifest is None:
         validation = said.get("data", {}).get("validation", 0.1)
-        manifest = scan(data, purpose="train", seed=said.get("seed", 0), validation=validation)
+        manifest = scan(
+            data, purpose="train", seed=said.get("seed", 0), validation=validation, progress=journal.progress(observer)
+        )
     complete, reasons = _complete(manifest, said, from_file=recipe is not None)
     if fields.get("scaling") == "linear" and group.size > 1:
         complete, reason = _scaled(complete, group.size)
         reasons.append(reason)
-    return Plan(place, manifest, complete, (*manifest.notes, *reasons), resumed=False)
+    balanced = "balanced" in (complete.class_weights, complete.sampling)
+    notes = (*manifest.notes, *check.brief(manifest, balanced=balanced), *reasons)
+    return Plan(place, manifest, complete, notes, resumed=False)
 
 
 def _scaled(complete: Recipe, processes: int) -> tuple[Recipe, str]:
@@ -165,7 +174,7 @@ def _complete(manifest: Manifest, said: dict[str, Any], *, from_file: bool) -> t
         axes = defaults.colour_axes(split, complete.data.training_preprocessing())
         lit = dataclasses.replace(complete.augmentation, colour_axes=axes)
         complete = complete.model_copy(update={"augmentation": lit})
-    return complete, reasons
+    return complete, [*reasons, *imbalance.said(complete, split)]
 
 
 def _plan_resumed(

@@ -52,6 +52,12 @@ class Recipe(BaseModel):
     batch_size: int = Field(ge=2, le=65_536)
     seed: int = Field(default=0, ge=0, lt=2**63)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="what an image's loss counts: 1, or the more the fewer images its class has"
+    )
+    sampling: Literal["shuffled", "balanced"] = Field(
+        default="shuffled", description="an epoch holds each image once, or each class equally often"
+    )
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     batch_norm: Literal["local", "synchronised"] = Field(
         default="local", description="whose images batch norm sees: those of one process, or of all"
@@ -69,6 +75,15 @@ class Recipe(BaseModel):
             raise UserError(
                 "warmup_until_error counts training errors, and mixup and cutmix give images two classes at once. "
                 "Warm up for warmup_epochs instead, or set mixup and cutmix to 0."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_balanced_once(self) -> Recipe:
+        if self.class_weights == "balanced" and self.sampling == "balanced":
+            raise UserError(
+                'sampling "balanced" shows each class equally often already; class_weights "balanced" besides would '
+                "count rare classes more than common ones. Take one of the two."
             )
         return self
 

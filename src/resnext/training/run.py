@@ -18,7 +18,7 @@ from resnext import durable, machine
 from resnext.bundle import Bundle
 from resnext.engine import choose_device
 from resnext.errors import UserError
-from resnext.training import distributed, journal, memory, owner
+from resnext.training import distributed, journal, memory, owner, stopping
 from resnext.training.background import Background
 from resnext.training.distributed import ALONE, Group
 from resnext.training.journal import Journal, Observer
@@ -72,7 +72,9 @@ def train(
     """
     wish = Wish(out, resume, auto_resume)
     with distributed.joined(fields.get("device") or "auto") as group:
-        planned = shared_plan(group, lambda: plan(data, wish=wish, recipe=recipe, fields=fields, group=group))
+        planned = shared_plan(
+            group, lambda: plan(data, wish=wish, recipe=recipe, fields=fields, group=group, observer=observer)
+        )
         return execute(planned, observer, group)
 
 
@@ -90,11 +92,11 @@ def execute(planned: Plan, observer: Observer = journal.ignore, group: Group = A
         if group.leads:
             place.mkdir(parents=True, exist_ok=True)
         owned = owner.owned(place) if group.leads else nullcontext()
-        with owned, memory.kept(choose_device(planned.recipe.machine.device)):
+        with stopping.at_once(), owned, memory.kept(choose_device(planned.recipe.machine.device)):
             return _train(planned, observer if group.leads else journal.ignore, group)
     except (Interrupted, KeyboardInterrupt) as stop:
         number = stop.signal_number if isinstance(stop, Interrupted) else signal.SIGINT
-        raise Interrupted(number, how_to_resume(number, place)) from None
+        raise Interrupted(number, how_to_resume(number, place) if group.leads else "") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(

@@ -11,7 +11,7 @@ from resnext import catalog, machine
 from resnext.data.loader import Loader
 from resnext.data.manifest import Split
 from resnext.errors import UserError
-from resnext.training import forms, microbatch
+from resnext.training import forms, imbalance, microbatch
 from resnext.training.background import Background
 from resnext.training.distributed import ALONE, Group
 from resnext.training.forms import Forms
@@ -46,7 +46,8 @@ class Session:
             refuse_unknown_labels(split)
         self._open_loaders(splits, observer)
         classes = len(manifest.classes)
-        self.step = TrainingStep(self._network(), recipe, self.preprocessing, classes, group)
+        weights = imbalance.class_weights(splits[0].labels, classes) if recipe.class_weights == "balanced" else None
+        self.step = TrainingStep(self._network(), recipe, self.preprocessing, classes, group, weights)
         self.position = Position()
         background = background or Background()
         self.checkpoints = Checkpoints(planned.checkpoints, self.step, self.preprocessing, background)
@@ -86,7 +87,7 @@ class Session:
             )
             for source, split, augmentation in zip(sources, splits, (recipe.augmentation, None), strict=True)
         )
-        self.train_loader = self.train_loader.for_process(self.group.rank, self.group.size)
+        self.train_loader = self.train_loader.sampled(recipe.sampling).for_process(self.group.rank, self.group.size)
         self.group.agree(lambda: b"ready")  # decoding may have taken longer than an exchange may
 
     def _restore(self) -> Restored | None:

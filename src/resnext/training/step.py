@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -57,7 +58,9 @@ class _Sums:
 class TrainingStep:
     """Hold what a step needs and changes: network, optimiser, moving average, and how they are computed.
 
-    `micro_batch` is how many images are computed at once (None: all).
+    `micro_batch` is how many images are computed at once (None: all). `class_weights` multiply the images' losses
+    (K numbers, 1 on the average of the training images); the sum is divided by the number of images all the same, not
+    by the sum of their weights, so that it does not matter which images are computed together.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class TrainingStep:
         preprocessing: Preprocessing,
         num_classes: int,
         group: Group = ALONE,
+        class_weights: NDArray[np.float64] | None = None,
     ) -> None:
         options = recipe.machine
         self.recipe = recipe
@@ -74,6 +78,9 @@ class TrainingStep:
         self.num_classes = num_classes
         self.group = group
         self.device = torch.device(engine.choose_device(options.device))
+        self.class_weights = None
+        if class_weights is not None:
+            self.class_weights = torch.from_numpy(class_weights.astype(np.float32)).to(self.device)
         self.precision = engine.choose_precision(options.precision, self.device.type)
         self.micro_batch: int | None = options.micro_batch or None
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
@@ -196,10 +203,9 @@ class TrainingStep:
 
     def _loss(self, outputs: list[tuple[float, Tensor]], targets: Tensor) -> Tensor:
         """Add up the images' losses by the network's own logits and by its auxiliary ones, with the same targets."""
-        smoothing = self.recipe.label_smoothing
+        options: dict[str, Any] = {"weight": self.class_weights, "label_smoothing": self.recipe.label_smoothing}
         losses = (
-            weight * functional.cross_entropy(each, targets, label_smoothing=smoothing, reduction="sum")
-            for weight, each in outputs
+            weight * functional.cross_entropy(each, targets, **options, reduction="sum") for weight, each in outputs
         )
         return sum(losses, start=torch.zeros((), device=self.device))
 
