@@ -63,6 +63,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, where they are not there, so that a crash does not lose them again."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        sync_path(each.parent)
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """Yield an empty directory beside `path` that takes its place, synced, when the block succeeds.
@@ -78,10 +86,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     for left in (beside, old):
         shutil.rmtree(left, ignore_errors=True)
     crash_point("directory-cleared")
-    missing = [parent for parent in path.parents if not parent.exists()]
-    beside.mkdir(parents=True)
-    for parent in missing:
-        sync_path(parent.parent)
+    make_directory(path.parent)
+    beside.mkdir()
     crash_point("directory-made")
     try:
         yield beside

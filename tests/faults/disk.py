@@ -104,7 +104,10 @@ class Disk:
             return synced
         if chances[2].random() >= chances[1]:
             return synced
-        return chances[2].choice([current, current[: len(current) // 2], bytes(len(current))])
+        # What was appended may be there, in part, or as zeros; what was synced before it stays.
+        kept = len(synced) if current.startswith(synced) else 0
+        tail = current[kept:]
+        return current[:kept] + chances[2].choice([tail, tail[: len(tail) // 2], bytes(len(tail))])
 
 
 def _inode(place: Path) -> Inode:

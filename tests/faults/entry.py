@@ -25,9 +25,9 @@ class Faults:
 
     `hold` names a function, as `module:attribute`, or a crash point, as `crash:name`, and `at` which call of it: there
     it writes `held` and stays until there is a file `go`. Where there is a file `full`, what it writes below `disk`
-    finds no space. `record` has it write the crash points that it passes to the file `passed`, `plant` names a bug of
-    `plants`, and `power` has it die at the crash point of that number and leave, in `cut`, what a disk without power
-    would have kept of `disk`.
+    finds no space. `record` has it write the crash points that it passes to the file `passed`, and `plant` names a bug of
+    `plants`. `power` has it die at the crash point of that number and leave, in `cut`, what a disk without power would
+    have kept of `disk`; `lying` is the number of the checkpoint from which on the disk forgets what it was given.
     """
 
     folder: str
@@ -37,6 +37,7 @@ class Faults:
     record: bool = False
     plant: str = ""
     power: int = 0
+    lying: int = 0
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,12 +64,14 @@ def prepare(faults: Faults) -> None:
         _limit(Path(faults.disk), folder / "full")
     if faults.record:
         _record(folder / "passed")
+    if faults.lying:
+        _forget(faults.lying)
+    if faults.power:
+        _lose_power(faults, folder)
     if faults.plant:
         from faults import plants
 
         plants.PLANTED[faults.plant].plant()
-    if faults.power:
-        _lose_power(faults, folder)
 
 
 def at_crash_points(act: Callable[[str], None]) -> None:
@@ -143,6 +146,24 @@ def _lose_power(faults: Faults, folder: Path) -> None:
     at_crash_points(cut)
 
 
+def _forget(first: int) -> None:
+    from contextlib import contextmanager
+
+    from resnext.training import checkpoint
+
+    real, checkpoints = checkpoint.durable.new_directory, [0]
+
+    @contextmanager
+    def forgetful(path: Path) -> Any:
+        with real(path) as beside:
+            yield beside
+        checkpoints[0] += path.name.startswith("step-")
+        if path.name.startswith("step-") and checkpoints[0] >= first:
+            (path / checkpoint.TENSORS).write_bytes(b"")
+
+    checkpoint.durable.new_directory = forgetful
+
+
 class _NoSpace(io.FileIO):
     """A file on a disk that is full once the file `flag` exists: half of a write succeeds, then none."""
 
@@ -158,6 +179,8 @@ class _NoSpace(io.FileIO):
         if self.refusing or len(view) < 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.name))
         self.refusing = True
+        with os.fdopen(os.open(self.flag.with_name("refused"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), "w") as told:
+            told.write(f"{self.name}\n")
         return super().write(view[: len(view) // 2])
 
 

@@ -8,15 +8,16 @@ import random
 import shutil
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from faults.children import KILLED, Child, start
 from faults.entry import Faults
-from faults.setups import Setup, environment
+from faults.setups import SAVES, Setup, environment
 from resnext.bundle import Bundle
 from resnext.durable import CRASH_AT
+from resnext.errors import UserError
 from resnext.training import checkpoint, journal
 
 MEASURED = {"event", "epoch", "step", "images", "loss", "errors", "learning_rate", "train_loss", "top1", "best"}
@@ -38,6 +39,19 @@ class Reference:
         """Return how often each crash point was passed."""
         return Counter(self.passed)
 
+    @property
+    def saves_each_step(self) -> bool:
+        """Whether its saves come after each step, and so at each run alike."""
+        return bool(self.setup.raw["machine"]["checkpoint_every"] == SAVES)
+
+    def saves(self) -> list[int]:
+        """Return the steps before which it saved, in order."""
+        return [e["at_step"] for e in journal.read(self.place / "journal.jsonl") if e["event"] == "checkpoint"]
+
+    def written(self, number: int) -> int:
+        """Return how many checkpoints were surely complete at the crash point passed as the `number`-th."""
+        return max(0, self.passed[:number].count("checkpoint-tensors") - 1)
+
 
 @dataclass
 class Trial:
@@ -47,20 +61,24 @@ class Trial:
     place: Path
     hits: int = 0
     starts: int = 0
+    plant: str = ""
     codes: list[int] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
 
     @property
     def run(self) -> Path:
         """The run's directory."""
-        return self.place / "run"
+        return self.place / "runs" / "run"
 
     def start(self, *, faults: Faults | None = None, resume: str = "auto", **variables: str) -> Child:
         """Start it, or start it again; `resume` "auto" and "by hand" are two ways to say so."""
         self.starts += 1
-        if self.starts == 1:
+        if self.starts == 1 and not (self.place / "runs").exists():
             prepare(self.reference.setup, self.place)
         begun = (self.run / "recipe.toml").is_file() and (self.run / "manifest.parquet").is_file()
         flags = {"auto": ["--auto-resume"], "by hand": ["--resume"] if begun else [], "": []}[resume]
+        if self.plant:
+            faults = replace(faults or self.faults(), plant=self.plant)
         return start(
             self.reference.setup.arguments(self.run, *flags),
             {**environment(self.place / "cache"), **variables},
@@ -80,6 +98,12 @@ class Trial:
         self.hits += code in KILLED
         return code in KILLED
 
+    def faults(self, hold: str = "", at: int = 1, *, disk: Path | None = None) -> Faults:
+        """Return faults of which this trial's folder is told: held still at a place, and a disk that can be full."""
+        folder = self.place / f"faults-{self.starts}-{len(list(self.place.glob('faults-*')))}"
+        folder.mkdir(parents=True)
+        return Faults(str(folder), hold=hold, at=at, disk="" if disk is None else str(disk))
+
     def note(self, child: Child, code: int) -> None:
         """Keep an exit code, which must be one that a run may end with here."""
         self.codes.append(code)
@@ -96,27 +120,54 @@ class Trial:
             code = child.end()
             self.note(child, code)
             assert code == 0, f"exit code {code}; it said:\n{child.said()}"
-        return differences(self.reference.place, self.run)
+        return self.lost + differences(self.reference.place, self.run)
+
+    def look_for_saves(self, written: int) -> None:
+        """Note where less is there than the first `written` checkpoints, of which the newest must be whole.
+
+        Only for setups that save after each step, as the reference tells which ones there were.
+        """
+        if not written:
+            return
+        try:
+            loaded = checkpoint.load_newest(self.run / "checkpoints")
+        except UserError as error:
+            self.lost.append(f"what was saved is lost: {error}")
+            return
+        expected = self.reference.saves()[written - 1]
+        if loaded is None or _number(loaded[1], self.reference) < expected:
+            self.lost.append(f"what was saved is lost: nothing from step {expected} on is whole")
+
+
+def wait_until_held(child: Child, faults: Faults) -> None:
+    """Return when a process has come to the place where it is held."""
+    while not (Path(faults.folder) / "held").exists():
+        assert child.wait(0.02) is None, f"it ended before it came to {faults.hold}; it said:\n{child.said()}"
+
+
+def let_go(faults: Faults) -> None:
+    """Let a held process go on."""
+    (Path(faults.folder) / "go").touch()
 
 
 def prepare(setup: Setup, place: Path) -> None:
     """Make a folder for a run and its cache, with what it starts from."""
-    place.mkdir(parents=True)
+    (place / "runs").mkdir(parents=True, exist_ok=True)
     kernels = setup.folder / "cache" / "kernels"
     if kernels.is_dir():  # built once, as that takes longer than the run
         shutil.copytree(kernels, place / "cache" / "kernels")
     if setup.begun is not None:
-        shutil.copytree(setup.begun, place / "run")
+        shutil.copytree(setup.begun, place / "runs" / "run")
 
 
-def uninterrupted(setup: Setup, place: Path, *, forked: bool = True, plant: str = "") -> Reference:
-    """Train from beginning to end; `plant` a bug for those trials that have it too."""
+def uninterrupted(setup: Setup, place: Path, *, forked: bool = True) -> Reference:
+    """Train from beginning to end."""
     prepare(setup, place)
-    faults = Faults(str(place), record=True, plant=plant)
+    faults = Faults(str(place), record=True)
     flags = ["--resume"] if setup.begun is not None else []
     began = time.perf_counter()
     child = start(
-        setup.arguments(place / "run", *flags),
+        setup.arguments(place / "runs" / "run", *flags),
         environment(place / "cache"),
         place / "said.txt",
         faults=faults,
@@ -128,7 +179,7 @@ def uninterrupted(setup: Setup, place: Path, *, forked: bool = True, plant: str 
     shared = setup.folder / "cache"
     if (place / "cache" / "kernels").is_dir() and not shared.exists():
         shutil.copytree(place / "cache", shared)
-    return Reference(setup, place / "run", seconds, (place / "passed").read_text().split(), forked)
+    return Reference(setup, place / "runs" / "run", seconds, (place / "passed").read_text().split(), forked)
 
 
 def warm_up(folder: Path) -> None:
@@ -140,10 +191,10 @@ def early(setup: Setup, place: Path, *, forked: bool = True) -> Path:
     """Return a run that was killed after its second checkpoint."""
     prepare(setup, place)
     variables = {**environment(place / "cache"), CRASH_AT: "checkpoint-manifest:3"}
-    child = start(setup.arguments(place / "run"), variables, place / "said.txt", forked=forked)
+    child = start(setup.arguments(place / "runs" / "run"), variables, place / "said.txt", forked=forked)
     code = child.end()
     assert code in KILLED, f"exit code {code}; it said:\n{child.said()}"
-    return place / "run"
+    return place / "runs" / "run"
 
 
 def killed_until_done(
@@ -157,13 +208,38 @@ def killed_until_done(
     return trial
 
 
-def killed_at_point(reference: Reference, place: Path, number: int) -> Trial:
+def killed_at_point(reference: Reference, place: Path, number: int, *, plant: str = "", lying: int = 0) -> Trial:
     """Kill a run at the crash point that it passes as the `number`-th, counted from 1, of all."""
-    trial = Trial(reference, place)
-    child = trial.start(**{CRASH_AT: f"*:{number}"})
+    trial = Trial(reference, place, plant=plant)
+    faults = replace(trial.faults(), lying=lying) if lying else None
+    child = trial.start(faults=faults, **{CRASH_AT: f"*:{number}"})
     trial.note(child, code := child.end())
     trial.hits += code in KILLED
+    if code in KILLED and reference.saves_each_step:
+        trial.look_for_saves(min(reference.written(number), lying - 1 if lying else number))
     return trial
+
+
+def cut_off(reference: Reference, place: Path, number: int, seed: int, *, plant: str = "") -> Trial:
+    """Return a run whose machine lost its power at a crash point, with what of it is left on the disk."""
+    trial, folder = Trial(reference, place, plant=plant), place.parent / f"{place.name}-disk"
+    folder.mkdir(parents=True)
+    child = trial.start(faults=Faults(str(folder), disk=str(place / "runs"), power=number, seed=seed))
+    trial.note(child, code := child.end())
+    if code in KILLED:
+        trial.hits += 1
+        shutil.move(place / "runs", place / "as-it-was")
+        shutil.move(folder / "cut", place / "runs")
+        if reference.saves_each_step:
+            trial.look_for_saves(reference.written(number))
+    return trial
+
+
+def _number(state: dict[str, Any], reference: Reference) -> int:
+    """Return the number of the step before which a state was saved."""
+    epochs = sum(event["event"] == "epoch" for event in account(reference.place))
+    steps = sum(event["event"] == "step" for event in account(reference.place))
+    return int(state["position"]["epoch"] * (steps // epochs) + state["position"]["step_in_epoch"])
 
 
 def account(run: Path) -> list[dict[str, Any]]:

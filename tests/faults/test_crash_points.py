@@ -228,7 +228,6 @@ def test_a_file_that_is_replaced_is_the_old_one_or_the_new_one(root: Path, tmp_p
     saving.assert_never_neither("old" * 1000, "new" * 2000)
 
 
-@pytest.mark.xfail(reason="the journal's name is not synced when the file is made")
 def test_a_synced_journal_keeps_what_was_told_until_then(root: Path, tmp_path: Path) -> None:
     def steps(left: Path) -> Any:
         path = left / "journal.jsonl"

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from faults import runs
-from faults.children import KILLED
-from faults.entry import Faults
 from faults.runs import Reference, Trial
 from resnext.durable import CRASH_AT
+from resnext.training import checkpoint, journal
 
 KILLS = 4
 """Kills in each setup that must have found their process alive."""
+
+CUTS = 3
 
 SETUPS = ("plain", "everything", "warm-up", "merged")
 
@@ -36,8 +37,6 @@ def test_killed_at_random_moments(
 
 def test_what_is_trained_has_what_it_must_have(reference: Callable[[str], Reference]) -> None:
     """The setups are what they say: the proof is worth nothing for what is not on."""
-    from resnext.training import checkpoint
-
     for name in SETUPS:
         loaded = checkpoint.load_newest(reference(name).place / "checkpoints")
         assert loaded is not None
@@ -47,7 +46,7 @@ def test_what_is_trained_has_what_it_must_have(reference: Callable[[str], Refere
         assert bool(state["forms"]["merged"]) == (name == "merged")
         steps = [event for event in runs.account(reference(name).place) if event["event"] == "step"]
         assert len(steps) > 30
-        assert reference(name).points()["directory-settled"] > len(steps)  # each step is followed by a save
+        assert reference(name).points()["directory-settled"] > len(steps) / 2  # it saves nearly all the time
 
 
 @pytest.mark.parametrize("name", ["everything", "merged"])
@@ -55,7 +54,8 @@ def test_killed_inside_a_save(
     name: str, reference: Callable[[str], Reference], place: Path, generator: random.Random
 ) -> None:
     whole = reference(name)
-    trial = runs.killed_at_point(whole, place, generator.randint(1, len(whole.passed)))
+    # The merged run saves by the clock, and so not equally often each time.
+    trial = runs.killed_at_point(whole, place, generator.randint(1, len(whole.passed) // 2))
     assert trial.codes == [137]
     assert trial.finish() == []
 
@@ -69,32 +69,36 @@ def test_killed_at_a_point_for_the_first_or_last_time(
 ) -> None:
     """The first: when there is hardly a run; the last of the bundle's: when all is trained."""
     whole = reference("plain")
-    trial = Trial(whole, place)
     number = whole.points()[point] if point in IN_THE_LAST_BUNDLE else 1
-    child = trial.start(**{CRASH_AT: f"{point}:{number}"})
+    assert killed_at(whole, place, f"{point}:{number}").finish("by hand") == []
+
+
+def test_killed_between_an_epoch_s_account_and_its_checkpoint(
+    reference: Callable[[str], Reference], place: Path
+) -> None:
+    """The epoch is told already, and taken up from before its end: it is told once all the same."""
+    whole = reference("plain")
+    events = list(journal.read(whole.place / "journal.jsonl"))
+    ends = [event["step"] + 1 for event in events if event["event"] == "epoch"]
+    saves = [event["at_step"] for event in events if event["event"] == "checkpoint"]
+    last = len(saves) - saves[::-1].index(ends[1])  # counted from 1
+    assert killed_at(whole, place, f"checkpoint-tensors:{last}").finish() == []
+
+
+def killed_at(whole: Reference, place: Path, point: str) -> Trial:
+    """Return a run that was killed at a crash point, `name:number`."""
+    trial = Trial(whole, place)
+    child = trial.start(**{CRASH_AT: point})
     trial.note(child, child.end())
     assert trial.codes == [137]
-    assert trial.finish("by hand") == []
+    return trial
 
 
 def test_without_power_what_was_synced_is_enough(
     reference: Callable[[str], Reference], place: Path, generator: random.Random
 ) -> None:
     whole = reference("plain")
-    trial = cut_off(whole, place, generator.randint(len(whole.passed) // 4, len(whole.passed)), generator)
-    assert trial.finish() == []
-
-
-def cut_off(whole: Reference, place: Path, point: int, generator: random.Random) -> Trial:
-    """Return a run whose machine lost its power at a crash point: with what of it is left on the disk."""
-    trial = Trial(whole, place)
-    (place.parent / f"{place.name}-disk").mkdir(parents=True)
-    faults = Faults(
-        str(place.parent / f"{place.name}-disk"), disk=str(trial.run), power=point, seed=generator.randrange(2**32)
-    )
-    child = trial.start(faults=faults)
-    trial.note(child, child.end())
-    assert trial.codes[0] in KILLED
-    trial.run.rename(place / "as-it-was")
-    (Path(faults.folder) / "cut").rename(trial.run)
-    return trial
+    for number in range(CUTS):
+        point = generator.randint(1, len(whole.passed))
+        trial = runs.cut_off(whole, place / str(number), point, generator.randrange(2**32))
+        assert trial.finish() == [], f"cut off at point {point}"
