@@ -214,6 +214,24 @@ def test_sizes_kinds_and_suffixes_that_are_out_of_the_ordinary(tmp_path: Path) -
     assert report.sizes == {"width": (16, 160, 400), "height": (16, 120, 120)}
 
 
+def test_classes_that_a_kind_of_file_or_a_size_gives_away_are_named(tmp_path: Path) -> None:
+    for number in range(30):
+        write(tmp_path / "cat" / f"{number}.png", number, (60, 40))
+        write(tmp_path / "dog" / f"{number}.png", number + 100, (60, 40) if number else (40, 40))
+        write(tmp_path / "eel" / f"{number}.{'jpg' if number else 'png'}", number + 200, (40 + number, 40))
+    report = check(tmp_path)
+    assert codes(report) == {"shortcut-kind": "warning"}
+    [finding] = report.findings
+    assert (list(finding.examples), list(finding.reasons)) == ([["eel"]], ["JPEG RGB"])
+    shutil.rmtree(tmp_path / "dog")
+    [kind, size] = check(tmp_path).findings
+    assert sorted(zip([name for [name] in kind.examples], kind.reasons, strict=True)) == [
+        ("cat", "PNG RGB"),
+        ("eel", "JPEG RGB"),
+    ]
+    assert (size.code, list(size.examples), list(size.reasons)) == ("shortcut-size", [["cat"]], ["60 × 40"])
+
+
 def test_what_is_passed_over_is_named(tmp_path: Path) -> None:
     healthy(tmp_path)
     (tmp_path / "cat/notes.txt").touch()
