@@ -114,18 +114,26 @@ def test_exact_copies_are_leaks_across_splits_and_repetitions_within(tmp_path: P
     shutil.copy(tmp_path / "train/dog/1.png", tmp_path / "val/dog/copy.png")
     shutil.copy(tmp_path / "train/dog/2.png", tmp_path / "train/dog/copy.png")
     shutil.copy(tmp_path / "train/dog/2.png", tmp_path / "train/dog/again.png")
+    shutil.copy(tmp_path / "test/dog/3.png", tmp_path / "test/dog/copy.png")
     report = check(tmp_path)
     assert codes(report) == {
         "leak-exact-test": "error",
         "leak-exact-val": "error",
         "duplicates-exact-train": "warning",
+        "duplicates-exact-test": "warning",
     }
+    assert named(report, "duplicates-exact-test") == [["test/dog/3.png", "test/dog/copy.png"]]
     assert named(report, "leak-exact-test") == [["test/cat/copy.png", "train/cat/0.png"]]
     assert named(report, "leak-exact-val") == [["train/dog/1.png", "val/dog/copy.png"]]
     assert named(report, "duplicates-exact-train") == [["train/dog/2.png", "train/dog/again.png", "train/dog/copy.png"]]
     counts = {finding.code: finding.count for finding in report.findings}
-    assert counts == {"leak-exact-test": 1, "leak-exact-val": 1, "duplicates-exact-train": 2}
-    assert "1 of 41 images of test (2.44%)" in next(f.what for f in report.findings if f.code == "leak-exact-test")
+    assert counts == {
+        "leak-exact-test": 1,
+        "leak-exact-val": 1,
+        "duplicates-exact-train": 2,
+        "duplicates-exact-test": 1,
+    }
+    assert "1 of 42 images of test (2.38%)" in next(f.what for f in report.findings if f.code == "leak-exact-test")
 
 
 def test_one_image_under_two_labels_is_a_conflict(tmp_path: Path) -> None:
