@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Everything but the peers that benchmarks compare with.
 EXTRAS := cpu,serve,report,scale,hub,export,heif,test
 
-.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting bench-files bench-inference bench-training-step bench-layers clean
+.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting bench-files bench-inference bench-training-step bench-layers bench-time-to-accuracy clean
 
 setup: $(VENV)/.ready
 
@@ -54,6 +54,12 @@ bench-training-step: setup
 
 bench-files: setup
 	$(BIN)/python benchmarks/files.py
+
+# Hours, in pieces: it goes on with what DIR holds. `make bench-time-to-accuracy STATE=DIR MINUTES=N`
+STATE ?= runs/time-to-accuracy
+MINUTES ?= inf
+bench-time-to-accuracy: $(VENV)/.bench
+	$(BIN)/python benchmarks/time_to_accuracy.py --state $(STATE) --minutes $(MINUTES)
 
 # Not a timing: every family learns 32 images by heart, the slow ones too.
 bench-overfitting: setup
