@@ -145,7 +145,7 @@ def test_any_bit_of_the_description_that_was_flipped_is_noticed(made: Bundle) ->
         except ValueError:
             same = False
         if not same:
-            with pytest.raises(UserError, match=r"damaged|altered|schema"):
+            with pytest.raises(UserError):  # in the words of whoever notices first
                 Bundle.open(made.path)
 
 
