@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Everything but the peers that benchmarks compare with.
 EXTRAS := cpu,serve,report,scale,hub,export,heif,test
 
-.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting bench-files bench-inference bench-training-step bench-layers bench-checkpoints bench-manifest clean
+.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting bench-files bench-inference bench-training-step bench-layers bench-checkpoints bench-manifest bench-time-to-accuracy clean
 
 setup: $(VENV)/.ready
 
@@ -61,6 +61,12 @@ bench-checkpoints: setup
 # Writes a million files, about 4 GB, for as long as it takes.
 bench-manifest: setup
 	$(BIN)/python benchmarks/manifest.py
+
+# Hours, in pieces: it goes on with what DIR holds. `make bench-time-to-accuracy STATE=DIR MINUTES=N`
+STATE ?= runs/time-to-accuracy
+MINUTES ?= inf
+bench-time-to-accuracy: $(VENV)/.bench
+	$(BIN)/python benchmarks/time_to_accuracy.py --state $(STATE) --minutes $(MINUTES)
 
 # Not a timing: every family learns 32 images by heart, the slow ones too.
 bench-overfitting: setup

@@ -132,6 +132,31 @@ def test_a_description_that_was_altered_is_refused(made: Bundle, key: str) -> No
         Bundle.open(made.path)
 
 
+def test_any_bit_of_the_description_that_was_flipped_is_noticed(made: Bundle) -> None:
+    file = made.path / "bundle.json"
+    original, generator = file.read_bytes(), np.random.default_rng(0)
+    whole = json.loads(original)
+    for place in generator.integers(0, 8 * len(original), 300).tolist():
+        damaged = bytearray(original)
+        damaged[place // 8] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        try:
+            same = json.loads(damaged.decode()) == whole  # a blank between two values may be another blank
+        except ValueError:
+            same = False
+        if not same:
+            with pytest.raises(UserError):  # in the words of whoever notices first
+                Bundle.open(made.path)
+
+
+def test_a_description_of_a_version_that_gave_it_no_hash_is_read(made: Bundle) -> None:
+    file = made.path / "bundle.json"
+    raw = json.loads(file.read_text())
+    del raw["description_sha256"]
+    file.write_text(json.dumps(raw))
+    assert Bundle.open(made.path).contents == made.contents
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"schema": 1}', '{"schema": 99}', '{"schema": 1, "network": 4}'])
 def test_a_broken_description_is_one_clear_line(made: Bundle, text: str) -> None:
     (made.path / "bundle.json").write_text(text)

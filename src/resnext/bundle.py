@@ -30,6 +30,9 @@ WEIGHTS = "model.safetensors"
 GOLDEN = "golden.safetensors"
 MEAN_IMAGE = "mean_image.safetensors"
 CARD = "README.md"
+OWN_HASH = "description_sha256"
+KEYS = ("schema", "identity", "network", "classes", "channels", "preprocessing", "recipe", "results", "licence",
+        "software", "machine", "files")  # fmt: skip
 ENGINES = "engines"
 ENGINE = "engine.json"
 
@@ -92,9 +95,11 @@ class Bundle:
             raise UserError(
                 f"{place / DESCRIPTION} is damaged ({error!r}). Restore the bundle from where it was made."
             ) from error
-        if opened.identity != identity_of(contents, opened.files.get(WEIGHTS, "")):
+        identified = opened.identity == identity_of(contents, opened.files.get(WEIGHTS, ""))
+        if not identified or not _is_as_written(raw):
+            what = "hash" if identified else "identity"
             raise UserError(
-                f"{place / DESCRIPTION} was altered: its identity does not match its contents. "
+                f"{place / DESCRIPTION} was altered: its {what} does not match its contents. "
                 "Restore the bundle from where it was made."
             )
         return opened
@@ -257,10 +262,24 @@ def write(
             "machine": machine.description(),
             "files": files,
         }
+        description[OWN_HASH] = _description_hash(description)
         (beside / DESCRIPTION).write_text(
             json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
     return Bundle.open(path)
+
+
+def _description_hash(description: dict[str, Any]) -> str:
+    """Return the hash of a description, apart from this hash itself."""
+    rest = {key: value for key, value in description.items() if key != OWN_HASH}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _is_as_written(raw: dict[str, Any]) -> bool:
+    """Whether a description is what `write` wrote, down to the results; older versions gave it no hash."""
+    known = raw.keys() <= {*KEYS, OWN_HASH}  # else the hash's own name may be what was damaged
+    told = _description_hash(raw)
+    return known and raw.get(OWN_HASH, told) == told
 
 
 def identity_of(contents: Contents, weights_hash: str) -> str:

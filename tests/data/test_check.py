@@ -114,18 +114,26 @@ def test_exact_copies_are_leaks_across_splits_and_repetitions_within(tmp_path: P
     shutil.copy(tmp_path / "train/dog/1.png", tmp_path / "val/dog/copy.png")
     shutil.copy(tmp_path / "train/dog/2.png", tmp_path / "train/dog/copy.png")
     shutil.copy(tmp_path / "train/dog/2.png", tmp_path / "train/dog/again.png")
+    shutil.copy(tmp_path / "test/dog/3.png", tmp_path / "test/dog/copy.png")
     report = check(tmp_path)
     assert codes(report) == {
         "leak-exact-test": "error",
         "leak-exact-val": "error",
         "duplicates-exact-train": "warning",
+        "duplicates-exact-test": "warning",
     }
+    assert named(report, "duplicates-exact-test") == [["test/dog/3.png", "test/dog/copy.png"]]
     assert named(report, "leak-exact-test") == [["test/cat/copy.png", "train/cat/0.png"]]
     assert named(report, "leak-exact-val") == [["train/dog/1.png", "val/dog/copy.png"]]
     assert named(report, "duplicates-exact-train") == [["train/dog/2.png", "train/dog/again.png", "train/dog/copy.png"]]
     counts = {finding.code: finding.count for finding in report.findings}
-    assert counts == {"leak-exact-test": 1, "leak-exact-val": 1, "duplicates-exact-train": 2}
-    assert "1 of 41 images of test (2.44%)" in next(f.what for f in report.findings if f.code == "leak-exact-test")
+    assert counts == {
+        "leak-exact-test": 1,
+        "leak-exact-val": 1,
+        "duplicates-exact-train": 2,
+        "duplicates-exact-test": 1,
+    }
+    assert "1 of 42 images of test (2.38%)" in next(f.what for f in report.findings if f.code == "leak-exact-test")
 
 
 def test_one_image_under_two_labels_is_a_conflict(tmp_path: Path) -> None:
@@ -212,6 +220,24 @@ def test_sizes_kinds_and_suffixes_that_are_out_of_the_ordinary(tmp_path: Path) -
     assert named(report, "mixed-channels") == [["cat/deep.png"], ["cat/grey.png"]]
     assert named(report, "suffix") == [["dog/photo.jpg"]]
     assert report.sizes == {"width": (16, 160, 400), "height": (16, 120, 120)}
+
+
+def test_classes_that_a_kind_of_file_or_a_size_gives_away_are_named(tmp_path: Path) -> None:
+    for number in range(30):
+        write(tmp_path / "cat" / f"{number}.png", number, (60, 40))
+        write(tmp_path / "dog" / f"{number}.png", number + 100, (60, 40) if number else (40, 40))
+        write(tmp_path / "eel" / f"{number}.{'jpg' if number else 'png'}", number + 200, (40 + number, 40))
+    report = check(tmp_path)
+    assert codes(report) == {"shortcut-kind": "warning"}
+    [finding] = report.findings
+    assert (list(finding.examples), list(finding.reasons)) == ([["eel"]], ["JPEG RGB"])
+    shutil.rmtree(tmp_path / "dog")
+    [kind, size] = check(tmp_path).findings
+    assert sorted(zip([name for [name] in kind.examples], kind.reasons, strict=True)) == [
+        ("cat", "PNG RGB"),
+        ("eel", "JPEG RGB"),
+    ]
+    assert (size.code, list(size.examples), list(size.reasons)) == ("shortcut-size", [["cat"]], ["60 × 40"])
 
 
 def test_what_is_passed_over_is_named(tmp_path: Path) -> None:

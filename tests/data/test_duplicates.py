@@ -80,7 +80,7 @@ def test_a_turned_recoloured_or_much_cropped_picture_is_another(pictures: Pictur
     drawn = pictures[-100:]  # colourful all over
     changes: list[Callable[[Image.Image], Image.Image]] = [
         lambda image: image.transpose(Image.Transpose.ROTATE_90),
-        lambda image: Image.merge("RGB", image.split()[::-1]),
+        lambda image: Image.merge("YCbCr", [image.convert("YCbCr").split()[i] for i in (0, 2, 1)]).convert("RGB"),
         lambda image: cropped(image, 0.2, 0, 0, 0.2),
     ]
     for change in changes:
@@ -148,6 +148,7 @@ def test_the_difference_sees_through_brightness_and_small_moves_only() -> None:
     assert difference(whole, view(50, 50, 500, 0.8, 20))[0] < 0.02
     assert difference(whole, view(65, 40, 500))[0] < 0.05  # 3 and 2 per cent aside
     assert difference(whole, view(60, 60, 480))[0] < 0.05
+    assert difference(whole, view(90, 90, 460))[0] < 0.05  # 8 per cent aside, which one step does not see through
     assert difference(whole, view(50, 50, 500, 0.5, 20))[0] == np.inf  # half the contrast
     assert difference(whole, view(120, 50, 500))[0] > 0.11
     assert difference(whole, 255 - whole)[0] == np.inf

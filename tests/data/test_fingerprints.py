@@ -263,7 +263,7 @@ def test_a_search_is_remembered_by_contents_and_a_damaged_memory_is_not_believed
     assert len(renamed.near) == len(first.near) == 1
     [file] = (durable.cache_directory() / "copies").iterdir()
     content = bytearray(file.read_bytes())
-    content[-3] ^= 1
+    content[-16] ^= 1  # another pair of images
     file.write_bytes(content)
     assert copies.find(prints).near[0].tolist() == first.near[0].tolist()
     assert searches == [101]

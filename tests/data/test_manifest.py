@@ -534,7 +534,7 @@ def test_a_damaged_memory_of_a_cut_is_drawn_again(tmp_path: Path) -> None:
     first = scan(tree(tmp_path, cat=30, dog=30), seed=8)
     folder = durable.cache_directory() / "cuts"
     newest = max(folder.iterdir(), key=lambda file: file.stat().st_mtime_ns)
-    for damaged in (b"", newest.read_bytes()[:-1], newest.read_bytes()[:40] + b"\xff" * 8 + newest.read_bytes()[48:]):
+    for damaged in (b"", newest.read_bytes()[:-1], newest.read_bytes()[:32] + b"\xf0" * 4 + newest.read_bytes()[36:]):
         newest.write_bytes(damaged)
         assert scan(tmp_path, seed=8) == first
 

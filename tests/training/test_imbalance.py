@@ -155,8 +155,10 @@ def test_what_the_remedy_means_is_said(photos: Path, tmp_path: Path) -> None:
     for number, remedy in enumerate(({}, *REMEDIES)):
         out = train(photos, out=tmp_path / str(number), **{**TINY, "epochs": 1}, **remedy).path
         said.append(" ".join(next(journal.read(out / "journal.jsonl"))["notes"]))
-    assert "balanced" not in said[0]
-    assert "weighted" not in said[0]
+    assert "is balanced" not in said[0]
+    assert "are weighted" not in said[0]
+    assert "--class-weights balanced" in said[0], "without a remedy one is named"
+    assert "--class-weights balanced" not in said[1] + said[2]
     # Of 34 training images: 22 blue, 9 green, 3 red; 34 / (3 · 3) and 34 / (3 · 22).
     assert "counts 3.78 for red (of 3) and 0.515 for blue (of 22)" in said[1]
     assert "shows one of red (of 3) 3.78 times and one of blue (of 22) 0.515 times" in said[2]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from resnext.data import balance, findings, leaks
+from resnext.data import balance, findings, leaks, shortcuts
 from resnext.data.copies import find
 from resnext.data.copies import known as known_copies
 from resnext.data.findings import SEVERITIES, Evidence, Finding
@@ -69,6 +69,7 @@ def check(data: str | Path, *, progress: Progress | None = None, note: Callable[
         *balance.classes(evidence),
         *findings.sizes(evidence),
         *findings.kinds(evidence),
+        *shortcuts.shortcuts(evidence),
         *findings.passed_over(evidence),
     ]
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))

@@ -9,11 +9,14 @@ Coefficients are sums of whole numbers, exact in any order, so that every machin
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
+from resnext import machine
+from resnext.data.parallel import in_order
 from resnext.data.thumbnails import (
     COLOUR_DIFFERENCE,
     DIFFERENCE,
@@ -58,11 +61,11 @@ def near(
         return np.zeros((0, 2), np.int64)
     if len(rows) < len(grey):
         grey, colour = grey[rows], colour[rows]
-    found = [
-        pairs[_are_copies(grey, colour, pairs)]
-        for done, pairs in _candidates(grey)
-        if progress is None or progress(done, len(grey)) is None
-    ]
+    found = []
+    for done, pairs in _candidates(grey, lambda pairs: pairs[_are_copies(grey, colour, pairs)]):
+        found.append(pairs)
+        if progress is not None:
+            progress(done, len(grey))
     pairs = np.unique(np.concatenate(found), axis=0)
     return rows[pairs]
 
@@ -83,14 +86,14 @@ def _are_copies(grey: npt.NDArray[np.uint8], colour: npt.NDArray[np.uint8], pair
     return result
 
 
-def _candidates(grey: npt.NDArray[np.uint8]) -> Iterator[tuple[int, Ints]]:
-    """Yield how many images were asked about, and pairs that may be copies: first < second, none twice in a piece."""
+def _candidates(grey: npt.NDArray[np.uint8], chosen: Callable[[Ints], Ints]) -> Iterator[tuple[int, Ints]]:
+    """Yield how many images were asked about, and what is `chosen` of pairs that may be copies: first < second."""
     count = len(grey)
     starts = range(0, count, _TOGETHER)
     codes = np.concatenate([_signs(_coefficients(grey[start : start + _TOGETHER], _VIEWS[:1])[0]) for start in starts])
     tables = [_Table(_key_of_code(codes, bits), codes) for bits in _TABLES]
-    yield 0, np.concatenate([table.neighbours() for table in tables])
-    for start in starts:
+
+    def search(start: int) -> Ints:
         pairs = []
         for coefficients in _coefficients(grey[start : start + _TOGETHER], _VIEWS):
             asked = _signs(coefficients)
@@ -99,8 +102,13 @@ def _candidates(grey: npt.NDArray[np.uint8]) -> Iterator[tuple[int, Ints]]:
                 close = _differing(asked[who], codes[other]) <= _SIGNS
                 pairs.append(np.stack([who[close] + start, other[close]], axis=1))
         every = np.sort(np.concatenate(pairs), axis=1)
-        every = every[every[:, 0] != every[:, 1]]
-        yield min(start + _TOGETHER, count), np.unique(every, axis=0)
+        return chosen(np.unique(every[every[:, 0] != every[:, 1]], axis=0))
+
+    yield 0, chosen(np.concatenate([table.neighbours() for table in tables]))
+    cores = machine.cores()
+    with contextlib.closing(in_order(search, starts, workers=cores, ahead=cores)) as searches:
+        for start, pairs in zip(starts, searches, strict=True):
+            yield min(start + _TOGETHER, count), pairs
 
 
 def _views() -> npt.NDArray[np.float64]:

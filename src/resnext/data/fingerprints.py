@@ -188,8 +188,9 @@ class _Store:
         try:
             table = pq.read_table(path, page_checksum_verification=True)
             about = json.loads(table.schema.metadata[b"resnext"])
-            if about["layout"] == LAYOUT and about["root"] == str(root):
-                column = table["row"].combine_chunks()
+            column = table["row"].combine_chunks()
+            fitting = column.type == pa.binary(ROW.itemsize)
+            if fitting and about["layout"] == LAYOUT and about["root"] == str(root):
                 kept = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
                 rows = np.frombuffer(kept.buffers()[1], ROW, len(kept), kept.offset * ROW.itemsize)
                 return cls(root, path, table["path"].combine_chunks(), rows, list(about["words"]))

@@ -36,8 +36,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str
     from safetensors.torch import save as serialise
 
     place = folder / f"step-{step}"
-    for left in (*folder.glob("step-*.new"), *folder.glob("step-*.old")):  # of a process that was killed here
-        shutil.rmtree(left, ignore_errors=True)
+    _tidy(folder)
     with durable.new_directory(place) as beside:
         # Written by us: safetensors' own writer tells a full disk by an error that is no OSError.
         plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
@@ -54,6 +53,15 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str
             shutil.rmtree(old)
             durable.crash_point("checkpoint-rotated")
     return place
+
+
+def _tidy(folder: Path) -> None:
+    """Put right what a process left that was killed while it wrote: the last whole one counts, the rest goes."""
+    for old in folder.glob("step-*.old"):
+        if not (place := old.with_suffix("")).exists():
+            old.rename(place)
+    for left in (*folder.glob("step-*.new"), *folder.glob("step-*.old")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def listed(folder: Path) -> list[Path]:
@@ -74,6 +82,7 @@ def load_newest(
     from safetensors.torch import load
 
     skipped: list[str] = []
+    _tidy(folder)
     for place in reversed(listed(folder)):
         try:
             tensors, state = _read(place)
@@ -100,7 +109,7 @@ def _read(place: Path) -> list[bytes]:
         for name, data in zip((TENSORS, STATE), contents, strict=True):
             if hashlib.sha256(data).hexdigest() != hashes[name]:
                 raise _Damaged(f"{name} does not match its hash")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _Damaged(f"incomplete ({type(error).__name__})") from error
     return contents
 
@@ -122,5 +131,5 @@ def _is_whole(place: Path) -> bool:
     try:
         hashes = _manifest(place)
         return all(durable.sha256(place / name) == hashes[name] for name in (TENSORS, STATE))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
