@@ -25,7 +25,7 @@ class Faults:
 
     `hold` names a function, as `module:attribute`, or a crash point, as `crash:name`, and `at` which call of it: there
     it writes `held` and stays until there is a file `go`. Where there is a file `full`, what it writes below `disk`
-    finds no space. `record` has it write the crash points that it passes to the file `passed`, and `plant` names a bug of
+    finds no space. `record` has it write the crash points that it passes to the file `passed`; `plant` names a bug of
     `plants`. `power` has it die at the crash point of that number and leave, in `cut`, what a disk without power would
     have kept of `disk`; `lying` is the number of the checkpoint from which on the disk forgets what it was given.
     """

@@ -41,9 +41,7 @@ def average_not_restored() -> None:
 
 
 def _averages_from_weights(tensors: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: tensors[name.replace("average/", "network/", 1)] for name in tensors if name.startswith("average/")
-    }
+    return {name: tensors[name.replace("average/", "network/", 1)] for name in tensors if name.startswith("average/")}
 
 
 def momentum_not_restored() -> None:

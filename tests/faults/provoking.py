@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from faults import damage, plants, runs
+from faults import plants, runs
 from faults.runs import Reference, Trial
 from resnext.errors import UserError
 from resnext.training import checkpoint
@@ -18,7 +18,8 @@ LYING = 14
 def in_an_epoch(reference: Reference) -> int:
     """Return the number of a crash point within a save in the middle of the second epoch."""
     saves = reference.saves()
-    return _nth(reference, "checkpoint-state", saves.index(saves[-1] // 4) + 5)
+    an_epoch = saves[-1] // int(reference.setup.raw["epochs"])
+    return _nth(reference, "checkpoint-state", saves.index(an_epoch + an_epoch // 2) + 1)
 
 
 def _nth(reference: Reference, name: str, number: int) -> int:

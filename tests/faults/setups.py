@@ -20,7 +20,7 @@ MACHINE = {"form": "plain", "checkpoint_every": SAVES, "workers": 0, "precision"
 
 PLAIN: dict[str, Any] = {
     "network": "cifar_resnet8",
-    "epochs": 4,
+    "epochs": 3,
     "batch_size": 8,
     "ema_decay": 0.9,
     "data": DATA,
@@ -50,6 +50,7 @@ WARM_UP: dict[str, Any] = {
 MERGED: dict[str, Any] = {
     **PLAIN,
     "network": "cifar_resnext11_4x4d",
+    "data": {**DATA, "image_size": 8, "resize": 8},
     "epochs": 6,  # of 9 steps: the stopwatch chooses for 50 or more
     "options": {"drop_path": 0.2},
     "augmentation": {**PLAIN["augmentation"], "mixup": 0.2},

@@ -165,7 +165,6 @@ def test_what_a_killed_save_left_is_cleared_without_loss(root: Path, tmp_path: P
     assert not list((root / "checkpoints").glob("*.new"))
 
 
-@pytest.mark.xfail(reason="of the only checkpoint, replaced by one of its own step, nothing is there for an instant")
 def test_a_checkpoint_of_a_step_that_has_one_takes_its_place(root: Path, tmp_path: Path) -> None:
     save(root, 1, value=1)
     saving = Saving(root, tmp_path, newest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,7 @@ def outcome(folder: Path) -> Any:
     return told["step"], [line.partition(" was passed over: ")[0] for line in skipped]
 
 
-def test_every_corruption_of_a_checkpoint_is_noticed(
-    written: Path, tmp_path: Path, generator: random.Random
-) -> None:
+def test_every_corruption_of_a_checkpoint_is_noticed(written: Path, tmp_path: Path, generator: random.Random) -> None:
     for number in range(CORRUPTIONS):
         folder = tmp_path / str(number)
         shutil.copytree(written, folder)
@@ -118,15 +116,15 @@ def test_a_hash_that_is_not_checked_is_noticed_by_these_tests(
 
 
 @pytest.fixture
-def stopped(reference: Callable[[str], Reference], place: Path) -> Iterator[Trial]:
+def stopped(reference: Callable[[str], Reference], place: Path) -> Trial:
     whole = reference("plain")
     trial = runs.killed_at_point(whole, place, 3 * len(whole.passed) // 4)
     assert trial.hits == 1
     assert len(checkpoint.listed(trial.run / "checkpoints")) >= 2
-    yield trial
+    return trial
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", [checkpoint.TENSORS, checkpoint.MANIFEST])
 def test_a_run_with_a_damaged_checkpoint_names_it_and_comes_to_the_same_end(
     file: str, stopped: Trial, generator: random.Random
 ) -> None:
@@ -152,14 +150,10 @@ def test_a_run_without_a_whole_checkpoint_refuses_and_says_so(stopped: Trial) ->
     assert Bundle.open(stopped.run).identity == before
 
 
-def deciding(contents: bundle.Contents) -> Any:
-    return contents.network, contents.options, contents.classes, contents.preprocessing.to_dict()
-
-
 def test_every_corruption_of_a_bundle_is_noticed(
     reference: Callable[[str], Reference], tmp_path: Path, generator: random.Random
 ) -> None:
-    """`verify` names the file; what would compute with it refuses. bundle.json, which has no hash, is below."""
+    """`verify` names the file; what would compute with it refuses. bundle.json is below."""
     model = reference("plain").place / "model"
     files = sorted(Bundle.open(model).files)
     assert {bundle.WEIGHTS, bundle.GOLDEN, bundle.CARD} <= set(files)
@@ -179,22 +173,21 @@ def test_every_corruption_of_a_bundle_is_noticed(
                 opened.build()
 
 
-def test_a_damaged_description_is_refused_or_decides_nothing(
+def test_every_corruption_of_a_description_is_noticed(
     reference: Callable[[str], Reference], tmp_path: Path, generator: random.Random
 ) -> None:
     model = reference("plain").place / "model"
-    whole = Bundle.open(model)
+    whole = json.loads((model / bundle.DESCRIPTION).read_text())
     for number in range(CORRUPTIONS // 2):
         shutil.copytree(model, tmp_path / str(number))
         file = tmp_path / str(number) / bundle.DESCRIPTION
-        acts = (*damage.TO_A_FILE[:4], damage.garbage)
+        acts = (*damage.TO_A_FILE, damage.garbage)
         what = acts[number % len(acts)](file, generator)
         try:
-            opened = Bundle.open(tmp_path / str(number))
+            Bundle.open(tmp_path / str(number))
         except UserError:
             continue
-        assert deciding(opened.contents) == deciding(whole.contents), what
-        assert opened.files[bundle.WEIGHTS] == whole.files[bundle.WEIGHTS], what
+        assert json.loads(file.read_text()) == whole, what  # the line's end alone was lost
 
 
 def test_the_command_line_refuses_a_damaged_bundle(

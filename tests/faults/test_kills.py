@@ -13,10 +13,10 @@ from faults.runs import Reference, Trial
 from resnext.durable import CRASH_AT
 from resnext.training import checkpoint, journal
 
-KILLS = 4
+KILLS = 3
 """Kills in each setup that must have found their process alive."""
 
-CUTS = 3
+CUTS = 2
 
 SETUPS = ("plain", "everything", "warm-up", "merged")
 
@@ -45,8 +45,8 @@ def test_what_is_trained_has_what_it_must_have(reference: Callable[[str], Refere
         assert kinds == {"network", "average", "optimizer"}
         assert bool(state["forms"]["merged"]) == (name == "merged")
         steps = [event for event in runs.account(reference(name).place) if event["event"] == "step"]
-        assert len(steps) > 30
-        assert reference(name).points()["directory-settled"] > len(steps) / 2  # it saves nearly all the time
+        assert len(steps) > 25
+        assert len(reference(name).saves()) > (len(steps) if reference(name).saves_each_step else 2)
 
 
 @pytest.mark.parametrize("name", ["everything", "merged"])

@@ -13,7 +13,7 @@ from faults.entry import Faults
 from faults.runs import Reference, Trial
 
 FIRST_STEP = "resnext.training.step:TrainingStep.__call__"
-TIMES = 8
+TIMES = 5
 
 
 @pytest.mark.parametrize("number", range(TIMES))
@@ -22,7 +22,10 @@ def test_one_owner(number: int, reference: Callable[[str], Reference], place: Pa
 
 
 def two_starts(whole: Reference, place: Path, *, resume: str = "") -> list[str]:
-    """Start a run twice at once; return what is wrong with what comes of it. Who gets it is held until the other ends."""
+    """Start a run twice at once and return what is wrong with what comes of it.
+
+    Who gets the directory is held still until the other has ended.
+    """
     trial = Trial(whole, place)
     faults: list[Faults] = []
     both: list[Child] = []
