@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Everything but the peers that benchmarks compare with.
 EXTRAS := cpu,serve,report,scale,hub,export,heif,test
 
-.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting bench-files bench-inference bench-training-step bench-layers bench-checkpoints bench-manifest bench-time-to-accuracy clean
+.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting bench-files bench-inference bench-training-step bench-layers bench-checkpoints bench-manifest bench-time-to-accuracy bench-faults clean
 
 setup: $(VENV)/.ready
 
@@ -71,6 +71,10 @@ bench-time-to-accuracy: $(VENV)/.bench
 # Not a timing: every family learns 32 images by heart, the slow ones too.
 bench-overfitting: setup
 	$(BIN)/python -m pytest tests/test_overfitting.py -m "slow or not slow"
+
+# Not a timing either: runs that are killed, cut off, lied to and damaged, and bugs that must be noticed; an hour or so.
+bench-faults: setup
+	$(BIN)/python benchmarks/faults.py
 
 # docs/networks.md and its drawings, from the networks themselves.
 docs: setup

@@ -86,18 +86,22 @@ def start(
     *,
     faults: Faults | None = None,
     forked: bool = True,
+    processes: int = 1,
 ) -> Child:
-    """Start `resnext ARGUMENTS`; with `faults`, something is done to it."""
+    """Start `resnext ARGUMENTS`; with `faults`, something is done to it, with several `processes` torchrun starts it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     told = {**environment, **({FAULTS: json.dumps(faults.to_dict())} if faults is not None else {})}
-    if forked:
+    if forked and processes == 1:
         process = _forking().Process(target=_enter, args=(arguments, told, str(output)))
         process.start()
         return Child(process, output)
     module = "resnext" if faults is None else "faults.entry"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(torchrun if processes > 1 else []), "-m", module, *arguments]
+    nothing = subprocess.DEVNULL
     with output.open("wb") as file:
-        command = [sys.executable, "-m", module, *arguments]
-        return Child(subprocess.Popen(command, env=told, stdin=subprocess.DEVNULL, stdout=file, stderr=file), output)
+        process = subprocess.Popen(command, env=told, cwd=output.parent, stdin=nothing, stdout=file, stderr=file)
+    return Child(process, output)
 
 
 @functools.cache

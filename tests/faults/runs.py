@@ -34,6 +34,7 @@ class Reference:
     seconds: float
     passed: list[str]
     forked: bool
+    processes: int = 1
 
     def points(self) -> Counter[str]:
         """Return how often each crash point was passed."""
@@ -85,6 +86,7 @@ class Trial:
             self.place / f"said-{self.starts}.txt",
             faults=faults,
             forked=self.reference.forked,
+            processes=self.reference.processes,
         )
 
     def kill(self, child: Child, seconds: float) -> bool:
@@ -160,7 +162,7 @@ def prepare(setup: Setup, place: Path) -> None:
         shutil.copytree(setup.begun, place / "runs" / "run")
 
 
-def uninterrupted(setup: Setup, place: Path, *, forked: bool = True) -> Reference:
+def uninterrupted(setup: Setup, place: Path, *, forked: bool = True, processes: int = 1) -> Reference:
     """Train from beginning to end."""
     prepare(setup, place)
     faults = Faults(str(place), record=True)
@@ -170,8 +172,9 @@ def uninterrupted(setup: Setup, place: Path, *, forked: bool = True) -> Referenc
         setup.arguments(place / "runs" / "run", *flags),
         environment(place / "cache"),
         place / "said.txt",
-        faults=faults,
+        faults=faults if processes == 1 else None,
         forked=forked,
+        processes=processes,
     )
     code = child.end()
     seconds = time.perf_counter() - began
@@ -179,7 +182,8 @@ def uninterrupted(setup: Setup, place: Path, *, forked: bool = True) -> Referenc
     shared = setup.folder / "cache"
     if (place / "cache" / "kernels").is_dir() and not shared.exists():
         shutil.copytree(place / "cache", shared)
-    return Reference(setup, place / "runs" / "run", seconds, (place / "passed").read_text().split(), forked)
+    passed = (place / "passed").read_text().split() if processes == 1 else []
+    return Reference(setup, place / "runs" / "run", seconds, passed, forked, processes)
 
 
 def warm_up(folder: Path) -> None:

@@ -70,12 +70,20 @@ RARELY_SAVING: dict[str, Any] = {
     "machine": {**MACHINE, "checkpoint_every": 10.0},
 }
 
+SEVERAL: dict[str, Any] = {
+    **EVERYTHING,
+    "epochs": 6,
+    "batch_size": 16,
+    "machine": {**MACHINE, "workers": 1, "checkpoint_every": 0.005},
+}
+
 RECIPES = {
     "plain": PLAIN,  # no loader workers
     "everything": EVERYTHING,  # 2 loader workers, EMA, mixup, cutmix, stochastic depth
     "warm-up": WARM_UP,  # 2 loader workers, EMA, drop path, a schedule with a history
     "merged": MERGED,  # merged groups, EMA, mixup, drop path
     "bfloat16": BFLOAT16,
+    "several": SEVERAL,  # for several processes
     "rarely-saving": RARELY_SAVING,
 }
 

@@ -82,4 +82,4 @@ def test_a_second_signal_leaves_at_once(
     assert trial.finish("by hand") == []
 
 
-# torchrun: SIGTERM to the launcher, ten times, belongs here; `benchmarks/faults.py` has the same mark.
+# SIGTERM through torchrun, ten times, is in benchmarks/faults.py, as each takes many seconds.
