@@ -3,15 +3,16 @@
     python benchmarks/faults.py [--kills 100] [--seed 0] [--only KIND …] [--record FILE] [--forked]
 
 Tiny runs that save after every step are killed, cut off from power, lied to by their disk, signalled and started twice,
-and then brought to their end as a user or a supervisor would, by the same command with --resume or --auto-resume. Each is
-compared with a run of the same recipe that was left alone: bundle, golden images and results, weights, moving average
-and optimiser of the last checkpoint, best epoch, schedule's history, and the journal's steps and epochs, bit for bit.
+and then brought to their end as a user or a supervisor would, by the same command with --resume or --auto-resume. Each
+is compared with a run of the same recipe that was left alone: bundle, golden images and results, weights, moving
+average and optimiser of the last checkpoint, best epoch, schedule's history, and the journal's steps and epochs, bit
+for bit.
 What is done is what `tests/faults` does, more often, and each process is started as a user starts it (`--forked` forks
 it from one that has imported torch: as much work in a fraction of the time). One thread a process.
 
-Then bugs are planted in the program, one at a time, and the trial that is meant to notice each must do so. The exit code
-is 1 if anything did not survive, ended with other bits, or if a planted bug went unnoticed. With `--record`, what was
-done stands in a file, one trial a line, and is not done again when the same command is given anew.
+Then bugs are planted in the program, one at a time, and the trial that is meant to notice each must do so. The exit
+code is 1 if anything did not survive, ended with other bits, or if a planted bug went unnoticed. With `--record`, what
+was done stands in a file, one trial a line, and is not done again when the same command is given anew.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def signalled_twice(bench: Bench, number: int, generator: random.Random, place: 
 
 
 def through_torchrun(bench: Bench, number: int, generator: random.Random, place: Path) -> tuple[list[str], int]:
-    """Send SIGTERM to torchrun, which trains with two processes, at a random moment; start it again until it is done."""
+    """Send SIGTERM at a random moment to torchrun, which trains with two processes, and start it again."""
     whole = bench.reference("several")
     trial = Trial(whole, place)
     child = trial.start()
@@ -283,9 +284,8 @@ def left(kind: Kind, bench: Bench, record: Record) -> Iterator[int]:
 
 def report(record: Record) -> bool:
     """Print the table; whether all is well."""
-    print(
-        f"\n| {'what was done':40} | faults | survived | bit-equal or noticed |\n|{'-' * 42}|-------:|---------:|---:|"
-    )
+    print(f"\n| {'what was done':40} | faults | survived | bit-equal or noticed |")
+    print(f"|{'-' * 42}|-------:|---------:|---------------------:|")
     well = True
     for name in dict.fromkeys(line["kind"] for line in record.lines if line["kind"] != PLANTED):
         lines = record.of(name)
@@ -298,7 +298,7 @@ def report(record: Record) -> bool:
         print(f"\n| {'planted bug':32} | noticed by |\n|{'-' * 34}|---|")
         for line in bugs:
             seen = line["noticed"][0].splitlines()[0] if line["noticed"] else "NOT NOTICED"
-            print(f"| {line['number']:32} | {seen[:110]} |")
+            print(f"| {line['number']:32} | {seen[:100]} |")
             well &= bool(line["noticed"]) and not line["found"]
     return well
 

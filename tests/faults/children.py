@@ -88,7 +88,7 @@ def start(
     forked: bool = True,
     processes: int = 1,
 ) -> Child:
-    """Start `resnext ARGUMENTS`; with `faults`, something is done to it, with several `processes` torchrun starts it."""
+    """Start `resnext ARGUMENTS`; `faults` are done to it, and torchrun starts several `processes`."""
     output.parent.mkdir(parents=True, exist_ok=True)
     told = {**environment, **({FAULTS: json.dumps(faults.to_dict())} if faults is not None else {})}
     if forked and processes == 1:
