@@ -21,7 +21,7 @@ from pathlib import Path
 from faults import entry
 from faults.entry import FAULTS, Faults
 
-ENOUGH = 300.0
+ENOUGH = 240.0
 """Seconds after which a process that takes a few hangs. Nothing else is concluded from it."""
 
 KILLED = (-signal.SIGKILL, 137)
@@ -92,7 +92,7 @@ def start(
     output.parent.mkdir(parents=True, exist_ok=True)
     told = {**environment, **({FAULTS: json.dumps(faults.to_dict())} if faults is not None else {})}
     if forked and processes == 1:
-        process = _forking().Process(target=_enter, args=(arguments, told, str(output)))
+        process = _forking().Process(target=_enter, args=(arguments, told, str(output)), daemon=True)
         process.start()
         return Child(process, output)
     module = "resnext" if faults is None else "faults.entry"

@@ -16,7 +16,7 @@ from typing import Any
 
 FAULTS = "FAULTS"
 PAUSE = 0.01
-AT_MOST = 300.0
+AT_MOST = 240.0
 
 
 @dataclass(frozen=True)
