@@ -36,7 +36,7 @@ VERSION = 1
 _FREQUENCIES = sorted(
     ((u, v) for u in range(8) for v in range(8) if u or v), key=lambda place: (place[0] ** 2 + place[1] ** 2, place)
 )
-_TABLES = (np.arange(24), np.r_[0:16, 24:32])
+_TABLES = (np.arange(24), np.r_[0:16, 24:32], np.r_[0:8, 16:32])
 """The coefficients, the lowest first, whose signs are the keys of each table."""
 
 _BITS = 24
