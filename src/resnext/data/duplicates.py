@@ -81,8 +81,9 @@ def _are_copies(grey: npt.NDArray[np.uint8], colour: npt.NDArray[np.uint8], pair
     for start in range(0, len(pairs), _TOGETHER):
         one, other = pairs[start : start + _TOGETHER].T
         alike = np.flatnonzero(colour_difference(colour[one], colour[other]) <= COLOUR_DIFFERENCE)
-        a, b = grey[one[alike]], grey[other[alike]]
-        result[start + alike] = np.minimum(difference(a, b), difference(b, a)) <= DIFFERENCE
+        for a, b in ((one, other), (other, one)):
+            left = alike[~result[start + alike]]
+            result[start + left] = difference(grey[a[left]], grey[b[left]]) <= DIFFERENCE
     return result
 
 
