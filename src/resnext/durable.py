@@ -5,9 +5,25 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+CRASH_AT = "RESNEXT_CRASH_AT"
+_passed: Counter[str] = Counter()
+
+
+def crash_point(name: str) -> None:
+    """End this process at once, with code 137 as `kill -9` does, where a test asks for it; otherwise do nothing.
+
+    Such points stand between every two steps that touch the disk. The environment variable RESNEXT_CRASH_AT names one
+    and says at which passing, as in `directory-synced:3`; `*:7` is the seventh passing of any.
+    """
+    if wanted := os.environ.get(CRASH_AT):
+        _passed.update((name, "*"))
+        if wanted in (f"{name}:{_passed[name]}", f"*:{_passed['*']}"):
+            os._exit(137)
 
 
 def sync_path(path: Path) -> None:
@@ -26,9 +42,13 @@ def write_bytes(path: Path, data: bytes) -> None:
         with beside.open("wb") as file:
             file.write(data)
             file.flush()
+            crash_point("bytes-written")
             os.fsync(file.fileno())
+        crash_point("bytes-synced")
         beside.replace(path)
+        crash_point("bytes-in-place")
         sync_path(path.parent)
+        crash_point("bytes-settled")
     finally:
         beside.unlink(missing_ok=True)
 
@@ -43,6 +63,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, where they are not there, so that a crash does not lose them again."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        sync_path(each.parent)
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """Yield an empty directory beside `path` that takes its place, synced, when the block succeeds.
@@ -54,22 +82,33 @@ def new_directory(path: Path) -> Iterator[Path]:
     beside, old = path.with_name(path.name + ".new"), path.with_name(path.name + ".old")
     if old.exists() and not path.exists():
         old.rename(path)
+        crash_point("directory-old-back")
     for left in (beside, old):
         shutil.rmtree(left, ignore_errors=True)
-    beside.mkdir(parents=True)
+    crash_point("directory-cleared")
+    make_directory(path.parent)
+    beside.mkdir()
+    crash_point("directory-made")
     try:
         yield beside
+        crash_point("directory-filled")
         for file in sorted(beside.rglob("*")):
             sync_path(file)
+            crash_point("directory-file-synced")
         sync_path(beside)
+        crash_point("directory-synced")
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
     if path.exists():
         path.rename(old)
+        crash_point("directory-old-aside")
     beside.rename(path)
+    crash_point("directory-in-place")
     sync_path(path.parent)
+    crash_point("directory-settled")
     shutil.rmtree(old, ignore_errors=True)
+    crash_point("directory-old-gone")
 
 
 def sha256(path: Path) -> str:

@@ -41,12 +41,17 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str
         # Written by us: safetensors' own writer tells a full disk by an error that is no OSError.
         plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
         (beside / TENSORS).write_bytes(serialise(plain))
+        durable.crash_point("checkpoint-tensors")
         (beside / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        durable.crash_point("checkpoint-state")
         told = {"step": step, **{name: durable.sha256(beside / name) for name in (TENSORS, STATE)}}
         (beside / MANIFEST).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        durable.crash_point("checkpoint-manifest")
     if _is_whole(place):
         for old in listed(folder)[:-KEEP]:
+            durable.crash_point("checkpoint-verified")
             shutil.rmtree(old)
+            durable.crash_point("checkpoint-rotated")
     return place
 
 

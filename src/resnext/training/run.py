@@ -90,7 +90,7 @@ def execute(planned: Plan, observer: Observer = journal.ignore, group: Group = A
         return Run(place, Bundle.open(place).contents.results, group.leads)
     try:
         if group.leads:
-            place.mkdir(parents=True, exist_ok=True)
+            durable.make_directory(place)
         owned = owner.owned(place) if group.leads else nullcontext()
         with stopping.at_once(), owned, memory.kept(choose_device(planned.recipe.machine.device)):
             return _train(planned, observer if group.leads else journal.ignore, group)
