@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,28 +24,29 @@ from resnext.training.owner import LOCK, owned, refuse_owned
 from resnext.training.run import train
 
 OWNING = """
-import sys, time
+import sys
 from pathlib import Path
 from resnext.errors import UserError
 from resnext.training.owner import owned
 try:
     with owned(Path(sys.argv[1])):
         print("owned", flush=True)
-        time.sleep(float(sys.argv[2]))
+        sys.stdin.read()
 except UserError as error:
     sys.exit(str(error))
 """
 
 
-def start(place: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", OWNING, str(place), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(place: Path) -> subprocess.Popen[str]:
+    """Start a process that owns `place` until its stdin ends."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", OWNING, str(place)], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 @contextmanager
 def owned_by_another(place: Path) -> Iterator[subprocess.Popen[str]]:
     place.mkdir(parents=True, exist_ok=True)
-    with start(place, 60) as process:
+    with start(place) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "owned\n"
@@ -95,12 +97,16 @@ def test_of_two_that_start_together_one_gets_it(tmp_path: Path) -> None:
     for number in range(10):
         place = tmp_path / str(number)
         place.mkdir()
-        both = [start(place, 1.5), start(place, 1.5)]
-        told = [process.communicate(timeout=30) for process in both]
-        codes = sorted(process.returncode for process in both)
-        assert codes == [0, 1], told
-        loser = next(index for index in range(2) if both[index].returncode)
-        assert f"process {both[1 - loser].pid} on" in told[loser][1]
+        both = [start(place), start(place)]
+        while all(process.poll() is None for process in both):
+            time.sleep(0.01)
+        loser = next(index for index in range(2) if both[index].poll() is not None)
+        winner = both[1 - loser]
+        assert winner.communicate(timeout=300)[0] == "owned\n"  # which ends its stdin
+        assert winner.returncode == 0
+        told = both[loser].communicate(timeout=300)
+        assert both[loser].returncode == 1, told
+        assert f"process {winner.pid} on" in told[1]
 
 
 def test_a_run_leaves_its_lock_to_the_next(tmp_path: Path, photos: Path) -> None:
