@@ -145,7 +145,7 @@ def test_the_numbers_are_those_published(name: str) -> None:
 
 
 def test_every_recipe_is_compared() -> None:
-    assert set(PUBLISHED) | {"cifar10_quick", "cifar10_resnext11_4x4d", "digits"} == set(NAMES)
+    assert set(PUBLISHED) | {"cifar10_quick", "cifar10_resnext11_4x4d", "cifar10_wrn_16_6", "digits"} == set(NAMES)
 
 
 @pytest.mark.parametrize(("name", "section", "values"), SECTIONS)

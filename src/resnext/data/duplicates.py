@@ -36,7 +36,7 @@ VERSION = 1
 _FREQUENCIES = sorted(
     ((u, v) for u in range(8) for v in range(8) if u or v), key=lambda place: (place[0] ** 2 + place[1] ** 2, place)
 )
-_TABLES = (np.arange(24), np.r_[0:16, 24:32])
+_TABLES = (np.arange(24), np.r_[0:16, 24:32], np.r_[0:8, 16:32])
 """The coefficients, the lowest first, whose signs are the keys of each table."""
 
 _BITS = 24
@@ -81,8 +81,9 @@ def _are_copies(grey: npt.NDArray[np.uint8], colour: npt.NDArray[np.uint8], pair
     for start in range(0, len(pairs), _TOGETHER):
         one, other = pairs[start : start + _TOGETHER].T
         alike = np.flatnonzero(colour_difference(colour[one], colour[other]) <= COLOUR_DIFFERENCE)
-        a, b = grey[one[alike]], grey[other[alike]]
-        result[start + alike] = np.minimum(difference(a, b), difference(b, a)) <= DIFFERENCE
+        for a, b in ((one, other), (other, one)):
+            left = alike[~result[start + alike]]
+            result[start + left] = difference(grey[a[left]], grey[b[left]]) <= DIFFERENCE
     return result
 
 

@@ -105,7 +105,7 @@ def fingerprints(
             store.save(paths, found)
         except OSError as error:
             if note is not None:
-                reason = error.strerror or str(error)
+                reason = (error.strerror or str(error)).rstrip(".")
                 note(f"What was read of the images is not kept: {error.filename or store.path}: {reason}.")
     return found
 

@@ -48,7 +48,8 @@ def _leaks(evidence: Evidence, sets: Sets, how: str) -> Iterator[Finding]:
             f"leak-{how}-{split}",
             severity,
             f"Leak: {count:,} of {total:,} images of {split} ({count / total:.2%}) have {copy} in train",
-            f"They were seen in training, so what is measured on {split} is better than the truth.",
+            f"{'They' if how == 'exact' else 'Those that show the same'} were seen in training, so what is measured on "
+            f"{split} is better than the truth.",
             "Remove these images from train, or from both." if how == "exact" else "Look at the pairs, and remove "
             "those from train that show the same.",
             count,
