@@ -18,7 +18,7 @@ BUDGETS = {
     "data": 100,
     "equivalence": 120,
     "evaluation": 20,
-    "faults": 120,
+    "faults": 150,
     "inference": 150,
     "kernels": 40,
     "networks": 140,

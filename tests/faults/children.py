@@ -1,7 +1,8 @@
 """Processes that train: started as users do, or forked from one that has imported torch and done nothing else.
 
 A start takes seconds of imports; a fork takes none. What is forked runs the same command line. The process that forks
-has no thread but its first one and has computed nothing, so that nothing of torch's own threads is lost in the fork.
+has imported and computed nothing (its one other thread is jemalloc's, in pyarrow), so that no thread of torch's is lost
+in the fork.
 """
 
 from __future__ import annotations
