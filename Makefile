@@ -75,6 +75,7 @@ bench-overfitting: setup
 # Not a timing either: runs that are killed, cut off, lied to and damaged, and bugs that must be noticed; an hour or so.
 bench-faults: setup
 	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python -m pytest tests/training tests/benchmarking -m slow
 
 # docs/networks.md and its drawings, from the networks themselves.
 docs: setup

@@ -7,6 +7,7 @@ in the fork.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -54,8 +55,9 @@ class Child:
         self.pid: int = process.pid
 
     def send(self, number: int) -> None:
-        """Send a signal."""
-        os.kill(self.pid, number)
+        """Send a signal; to a process that has just ended, none."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
     def wait(self, seconds: float = ENOUGH) -> int | None:
         """Return the exit code, negative for a signal; None where the process still runs after so many seconds."""

@@ -139,7 +139,7 @@ def test_two_processes_leave_one_account_of_each_image(whole: Path) -> None:
     assert sum(event["event"] == "end" for event in events) == 1
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_is_restarted_and_the_run_ends_as_if_nothing_had_been(
     whole: Path, photos: Path, recipe: Path, tmp_path: Path, victim: int
 ) -> None:
@@ -269,7 +269,7 @@ from resnext.cli import main
 from resnext.training import distributed
 from resnext.training.step import TrainingStep
 
-distributed.TIMEOUT = timedelta(seconds=5)
+distributed.TIMEOUT = timedelta(seconds=15)
 original = TrainingStep._inputs
 
 def inputs(self, batch, epoch, step):
@@ -282,6 +282,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_ends_the_run_in_words(photos: Path, tmp_path: Path) -> None:
     script = tmp_path / "hanging.py"
     script.write_text(HANGING)
@@ -289,8 +290,8 @@ def test_a_process_that_hangs_ends_the_run_in_words(photos: Path, tmp_path: Path
     at = line.index("-m", 3)
     done = run([*line[:at], str(script), *line[at + 2 :]])
     assert done.returncode != 0
-    told = next(text for text in done.stderr.splitlines() if text.startswith("Process 0 on"))
-    assert "lost the others of this run" in told
+    assert "Process 0 on " in done.stderr
+    assert "lost the others of this run" in done.stderr
     assert "--max-restarts" in done.stderr
     loaded = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
     assert loaded is not None, "the last checkpoint is intact"
