@@ -3,10 +3,10 @@
     python benchmarks/checkpoints.py [--network resnext50_32x4d] [--image-size 224] [--batch-size 16] [--rounds 5]
         [--ema]
 
-Two lanes in turn, in one process: as many steps as a checkpoint takes to be written, with one that is begun before the
-first of them, and without. A checkpoint is what `resnext train` makes: weights, optimiser's state and, with `--ema`,
-the moving average, copied, then hashed, written, synced, read back and rotated beside the training. The cost is what
-the steps with a checkpoint take longer, copy included; at one a minute it is that share of a minute.
+Two lanes in turn, in one process: as many steps as a checkpoint takes to be written beside them, and as many without.
+A checkpoint is what `resnext train` makes: weights, optimiser's state and, with `--ema`, the moving average, copied, then
+hashed, written, synced, read back and rotated beside the training. The cost is what the steps with a checkpoint take
+longer, copy included; at one a minute it is that share of a minute.
 
 Then a run with the same network is stopped, and `resnext train --resume` started as a process of its own: seconds from
 the end of its imports, and from its start, to the end of its first step.
@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from itertools import count
 from pathlib import Path
@@ -87,14 +88,16 @@ def measure_saving(photos: Path, scratch: Path, options: argparse.Namespace) -> 
         session.checkpoints.save(1, session.position)
         background.wait()
         alone = statistics.median(step() for _ in range(3))
-        steps = max(2, round(2 * session.checkpoints.seconds / alone) + 1)
-        rounds = []
+        rounds, steps = [], 0
         for number in range(options.rounds):
-            without = sum(step() for _ in range(steps))
             waited = session.checkpoints.save(2 + number, session.position)
-            beside = waited + sum(step() for _ in range(steps))
-            background.wait()
-            rounds.append((beside - without, waited))
+            done, seconds = threading.Event(), [step()]
+            background.submit(done.set)
+            while not done.is_set():
+                seconds.append(step())
+            without = sum(step() for _ in seconds)
+            rounds.append((waited + sum(seconds) - without, waited))
+            steps = max(steps, len(seconds))
     size = sum(file.stat().st_size for file in (planned.checkpoints / f"step-{1 + options.rounds}").iterdir())
     costs, waits = zip(*rounds, strict=True)
     cost = statistics.median(costs)
@@ -102,7 +105,7 @@ def measure_saving(photos: Path, scratch: Path, options: argparse.Namespace) -> 
     print(f"a checkpoint has {size / 1e6:.0f} MB and is on the disk after {session.checkpoints.seconds:.2f} s")
     print(f"training waits for its copy {statistics.median(waits):.3f} s ({min(waits):.3f} to {max(waits):.3f})")
     print(
-        f"in all it costs {cost:.3f} s ({min(costs):.3f} to {max(costs):.3f}, {options.rounds} rounds of {steps} steps)"
+        f"in all it costs {cost:.3f} s ({min(costs):.3f} to {max(costs):.3f}; {len(costs)} times, up to {steps} steps)"
     )
     print(f"at one a minute: {cost / MINUTE:.2%} (wanted 2 %)")
 
