@@ -5,8 +5,8 @@
 
 Two lanes in turn, in one process: as many steps as a checkpoint takes to be written beside them, and as many without.
 A checkpoint is what `resnext train` makes: weights, optimiser's state and, with `--ema`, the moving average, copied,
-then hashed, written, synced, read back and rotated beside the training. The cost is what the steps with a checkpoint take
-longer, copy included; at one a minute it is that share of a minute.
+then hashed, written, synced, read back and rotated beside the training. The cost is what the steps with a
+checkpoint take longer, copy included; at one a minute it is that share of a minute.
 
 Then a run with the same network is stopped, and `resnext train --resume` started as a process of its own: seconds from
 the end of its imports, and from its start, to the end of its first step.
