@@ -1,8 +1,8 @@
 """How many images the classes have: too few, or too unlike each other, and what helps.
 
 What helps against imbalance, Buda, Maki and Mazurowski compared ("A systematic study of the class imbalance problem in
-convolutional neural networks", arXiv:1710.05381): drawing small classes more often did best nearly everywhere, did not
-make networks overfit, and mattered from ratios of about ten on; below, the differences were small.
+convolutional neural networks", arXiv:1710.05381): drawing small classes more often did best in almost all of their
+cases, and did not make networks overfit. The ratio of ten from which it is advised here is a choice of ours.
 """
 
 from __future__ import annotations
