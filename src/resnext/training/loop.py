@@ -55,7 +55,7 @@ class Loop:
     @property
     def number(self) -> int:
         """The number of the next step, counted from the run's beginning."""
-        return self.position.epoch * self.steps_per_epoch + self.position.step_in_epoch
+        return self.position.step(self.steps_per_epoch)
 
     def run(self) -> None:
         """Run to the end; raises Interrupted, with everything saved, when a signal asked for it."""

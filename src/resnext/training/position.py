@@ -33,6 +33,10 @@ class Position:
         """Return the position that `to_dict` gave; what an older version did not record is as at the beginning."""
         return cls(**{**raw, "history": History(**raw.get("history", {}))})
 
+    def step(self, steps_per_epoch: int) -> int:
+        """Return the number of the next step, counted from the run's beginning."""
+        return self.epoch * steps_per_epoch + self.step_in_epoch
+
     def to_dict(self) -> dict[str, Any]:
         """Return the position as plain values."""
         return asdict(self)

@@ -114,7 +114,7 @@ class Session:
     @property
     def step_number(self) -> int:
         """The number of the next step, counted from the run's beginning."""
-        return self.position.epoch * self.train_loader.steps + self.position.step_in_epoch
+        return self.position.step(self.train_loader.steps)
 
     @property
     def description(self) -> str:

@@ -51,6 +51,7 @@ class Checkpoints:
         self.preprocessing = preprocessing
         self.background = background
         self.forms = Forms()
+        self.environment = environment.describe(step.device, step.group.size)
         self.before_writing: Callable[[], None] = lambda: None
         self.seconds = 0.0
 
@@ -81,7 +82,7 @@ class Checkpoints:
             "forms": self.forms.to_dict(),
             "micro_batch": step.micro_batch,
             "memory": machine.memory_bytes(),
-            "environment": environment.describe(step.device, step.group.size),
+            "environment": self.environment,
         }
 
     def restore(self, *, calm: bool = False) -> Restored | None:
@@ -107,9 +108,7 @@ class Checkpoints:
             step.scaler.load_state_dict(state["scaler"])
         if not step.recipe.machine.micro_batch:
             step.micro_batch = state.get("micro_batch")
-        elsewhere = environment.differences(
-            state.get("environment"), environment.describe(step.device, step.group.size)
-        )
+        elsewhere = environment.differences(state.get("environment"), self.environment)
         notes = [*skipped, *([elsewhere] if elsewhere else [])]
         forms = Forms.from_dict(state.get("forms"))
         return Restored(Position.from_dict(state["position"]), forms, _memory_was_enough(state, step), notes)

@@ -78,7 +78,7 @@ class Validation:
         }
         results = self._results(scores, self.step.precision, epoch)
         contents = bundle_contents(self.planned, self.step.preprocessing, results)
-        self.background.submit(lambda: _write(self.planned, contents, weights))
+        self.background.submit(lambda: bundle.write(self.planned.model, contents, weights))
 
     def measure_best(self, epoch: int) -> dict[str, Any]:
         """Score the kept bundle on validation in fp32, through its own engine, and record that in it."""
@@ -107,10 +107,6 @@ class Validation:
                 pixels = batch.pixels[:GOLDEN_IMAGES]
                 return pixels, engine(pixels)
         raise AssertionError("validation was scored, so it has images")
-
-
-def _write(planned: Plan, contents: bundle.Contents, weights: dict[str, np.ndarray]) -> None:
-    bundle.write(planned.model, contents, weights)
 
 
 def _packed(scores: Scores) -> bytes:
