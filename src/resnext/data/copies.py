@@ -17,13 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from resnext import durable
-from resnext.data import duplicates
+from resnext.data import duplicates, remembered
 from resnext.data.fingerprints import LAYOUT, UNOPENED, Fingerprints
 
 Ints = npt.NDArray[np.int64]
-
-KEPT = 64
-"""How many searches are remembered."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,7 @@ def find(prints: Fingerprints, progress: Callable[[int, int], None] | None = Non
     if pairs is None:
         rows = contents.firsts
         pairs = duplicates.near(prints.rows["grey"][rows], prints.rows["colour"][rows], progress)
-        with contextlib.suppress(OSError):  # it is found again
-            contents.keep(pairs)
+        contents.keep(pairs)
     return contents.copies(pairs)
 
 
@@ -88,28 +84,19 @@ class _Contents:
         return durable.cache_directory() / "copies" / f"{key.hexdigest()[:32]}.npy"
 
     def known_pairs(self) -> Ints | None:
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            content = self._path().read_bytes()
-            pairs: Ints = np.load(io.BytesIO(content[32:]), allow_pickle=False)
-            whole = hashlib.sha256(content[32:]).digest() == content[:32]
-            if (
-                whole
-                and pairs.dtype == np.int64
-                and pairs.ndim == 2
-                and pairs.max(initial=0) < max(1, len(self.firsts))
-            ):
-                return pairs
+        content = remembered.read(self._path())
+        with contextlib.suppress(ValueError, EOFError):
+            if content is not None:
+                pairs: Ints = np.load(io.BytesIO(content), allow_pickle=False)
+                highest = pairs.max(initial=0)
+                if pairs.dtype == np.int64 and pairs.ndim == 2 and highest < max(1, len(self.firsts)):
+                    return pairs
         return None
 
     def keep(self, pairs: Ints) -> None:
-        path = self._path()
-        path.parent.mkdir(parents=True, exist_ok=True)
         file = io.BytesIO()
         np.save(file, pairs, allow_pickle=False)
-        durable.write_bytes(path, hashlib.sha256(file.getvalue()).digest() + file.getvalue())
-        others = sorted(path.parent.glob("*.npy"), key=lambda other: other.stat().st_mtime_ns, reverse=True)
-        for other in others[KEPT:]:
-            other.unlink(missing_ok=True)
+        remembered.write(self._path(), file.getvalue())
 
     def copies(self, pairs: Ints) -> Copies:
         """Return the sets of rows, from the pairs of different images that are near copies."""

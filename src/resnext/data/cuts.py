@@ -14,15 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from resnext import durable
-from resnext.data import duplicates, fingerprints
+from resnext.data import duplicates, fingerprints, remembered
 
 VERSION = 1
 """To be raised when other cuts are drawn from the same images."""
-
-KEPT = 64
-"""How many cuts are remembered."""
-
-_LENGTH = 32  # bytes of the hash that a file begins with
 
 
 class Cuts:
@@ -39,21 +34,13 @@ class Cuts:
 
     def read(self) -> tuple[npt.NDArray[np.bool_], list[str]] | None:
         """Return which rows are for validation, and what was noted; None where it is not known or is damaged."""
-        with contextlib.suppress(OSError, ValueError):
-            content = self.path.read_bytes()
-            head, rest = content[:_LENGTH], content[_LENGTH:]
-            packed = (self._count + 7) // 8
-            if hashlib.sha256(rest).digest() == head:
-                bits = np.unpackbits(np.frombuffer(rest[:packed], np.uint8), count=self._count)
-                return bits.astype(np.bool_), json.loads(rest[packed:])
+        content, packed = remembered.read(self.path), (self._count + 7) // 8
+        with contextlib.suppress(ValueError):
+            if content is not None:
+                bits = np.unpackbits(np.frombuffer(content[:packed], np.uint8), count=self._count)
+                return bits.astype(np.bool_), json.loads(content[packed:])
         return None
 
     def write(self, mask: npt.NDArray[np.bool_], notes: list[str]) -> None:
         """Remember a cut; where that is impossible, it is drawn again the next time."""
-        rest = np.packbits(mask).tobytes() + json.dumps(notes).encode()
-        with contextlib.suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            durable.write_bytes(self.path, hashlib.sha256(rest).digest() + rest)
-            others = sorted(self.path.parent.glob("*.bin"), key=lambda other: other.stat().st_mtime_ns, reverse=True)
-            for other in others[KEPT:]:
-                other.unlink(missing_ok=True)
+        remembered.write(self.path, np.packbits(mask).tobytes() + json.dumps(notes).encode())
