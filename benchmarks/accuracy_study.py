@@ -262,11 +262,19 @@ class Study:
         return None
 
     def next_test(self, place: str, sides: tuple[str, ...] = SIDES) -> Run | None:
-        """Return a judged run whose test accuracy is not known yet; none before all of them have ended."""
-        runs = [run for side, each in self.judged(place).items() if side in sides for run in each]
-        if not all(self.record(run).ended for run in runs):
-            return None
-        return next((run for run in runs if self.record(run).test is None), None)
+        """Return a run on a machine that has ended, whose weights are here and whose test accuracy is not known yet.
+
+        Every run is tested when it ends, as its weights may be gone when it is known by which runs a side is judged.
+        Nothing is chosen by test accuracy, and the report tells only that of the runs which are judged.
+        """
+        assert self.plan is not None
+        tried = [Run(place, side, setting, 0) for side in sides for setting in self.plan.all_settings]
+        judged = [run for side, each in self.judged(place).items() if side in sides for run in each]
+        for run in (*tried, *judged):
+            record = self.record(run)
+            if record.ended and record.test is None and (self.place / run.name).is_dir():
+                return run
+        return None
 
 
 def _read(path: Path) -> Iterator[Event]:

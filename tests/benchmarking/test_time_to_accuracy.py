@@ -49,7 +49,8 @@ def epoch(number: int, top1: float, at: float) -> dict[str, Any]:
 
 
 def ran(study: Any, run: Any, epochs: list[tuple[float, float]], why: str = "finished") -> None:
-    """Record a whole run of (minutes, top-1)."""
+    """Record a whole run of (minutes, top-1), with a place for its weights."""
+    (study.place / run.name).mkdir(parents=True, exist_ok=True)
     study.tell({"event": "piece", "run": run.name, "started": 0.0, "commit": "abc"})
     for number, (minutes, top1) in enumerate(epochs):
         study.tell({"event": "epoch", "run": run.name, "epoch": number, "seconds": 60 * minutes, "top1": top1})
@@ -142,12 +143,24 @@ def test_both_sides_of_a_setting_follow_each_other_and_machines_are_kept_apart(m
     assert {side: str(setting) for side, setting in chosen.items()} == {"ours": "10x0.1", "timm": "20x0.1"}
     assert threshold == 0.88
     assert study.choice("elsewhere") is None
-    assert study.next_test("elsewhere") is None
-    tested = 0
-    while run := study.next_test("here"):
-        study.tell({"event": "test", "run": run.name, "top1": 0.8 + tested / 100, "images": 10_000})
-        tested += 1
-    assert tested == 6
+
+
+def test_every_run_that_ended_is_tested_once_and_only_judged_ones_are_told(modules: Any, tmp_path: Path) -> None:
+    from accuracy_report import report
+
+    study = study_of(modules, tmp_path, seeds=1)
+    tests = {"10x0.1": 0.87, "20x0.1": 0.99}  # the one that is better on test is not the one that is chosen
+    while run := study.next_run("here"):
+        assert study.next_test("here") is None
+        ran(study, run, [(run.setting.epochs, 0.88)])
+        assert study.next_test("elsewhere") is None
+        assert study.next_test("here") == run
+        moved = (tmp_path / run.name).rename(tmp_path / "elsewhere")
+        assert study.next_test("here") is None
+        moved.rename(tmp_path / run.name)
+        study.tell({"event": "test", "run": run.name, "top1": tests[str(run.setting)], "images": 10_000})
+    assert "| ours | 0.8700 (0.8700 to 0.8700) | 1 | 10,000 |" in report(study)
+    assert "0.99" not in report(study)
 
 
 def test_where_the_peer_reaches_no_threshold_the_best_top_1_chooses(modules: Any, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_a_loss_that_is_not_finite_stops_with_what_to_try(photos: Path, tmp_path
     [
         ({"network": "resnet51"}, "no network 'resnet51'.*Did you mean 'resnet50'"),
         ({"network": "resnet18"}, "Take an image size of 32 or more"),
-        ({"data": {"early_size": 2}}, "too small"),
+        ({"data": {"early_size": 2, "early_epochs": 1}}, "too small"),
         ({"epochs": 0}, "epochs"),
         ({"batch_size": "many"}, "batch_size"),
         ({"batch": 3}, "unknown key 'batch'.*'batch_size'"),
@@ -336,10 +336,10 @@ def test_early_epochs_train_on_smaller_inputs(photos: Path, tmp_path: Path) -> N
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Session, "_network", watched)
-        train(photos, out=tmp_path / "run", data={"early_size": 8, "early_epochs": 2}, micro_batch=64, **TINY)
-    assert set(seen) == {8, 16}
-    assert seen[0] == 8
-    assert seen[-1] == 16
+        early = {"early_size": [8, 12], "early_epochs": [1, 1]}
+        train(photos, out=tmp_path / "run", data=early, micro_batch=64, **TINY)
+    # An epoch trains on its size and is then validated on whole images.
+    assert [size for size, before in zip(seen, [0, *seen], strict=False) if size != before] == [8, 16, 12, 16]
 
 
 def test_a_run_is_resumed_on_its_own_data_and_recipe_only(photos: Path, tmp_path: Path) -> None:

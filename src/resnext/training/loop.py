@@ -189,11 +189,9 @@ class Loop:
 
     def _relative_cost_left(self, step: int) -> float:
         """Return what the steps left cost, in steps like this one; smaller early inputs cost by their area."""
-        data, all_steps = self.recipe.data, self.steps_per_epoch * self.recipe.epochs
-        early_end = min(all_steps, data.early_epochs * self.steps_per_epoch) if data.early_size else 0
-        early = max(0, early_end - step)
-        ratio = (data.image_size / data.early_size) ** 2 if data.early_size and early else 1.0
-        return early + ratio * (all_steps - step - early)
+        epoch, done = divmod(step, self.steps_per_epoch)
+        areas = [self.recipe.data.size_in(each) ** 2 for each in range(epoch, self.recipe.epochs)]
+        return self.steps_per_epoch * sum(areas) / areas[0] - done
 
     def _finish_epoch(self, scores: Scores, train_seconds: float, validate_seconds: float) -> None:
         position = self.position

@@ -166,9 +166,8 @@ def _complete(manifest: Manifest, said: dict[str, Any], *, from_file: bool) -> t
         )
     if complete.machine.compile == "on":
         refuse_compiling(network)
-    for image_size in (complete.data.image_size, complete.data.early_size):
-        if image_size is not None:
-            cast(Any, network).check_image_size(image_size)
+    for image_size in (complete.data.image_size, *complete.data.early_size):
+        cast(Any, network).check_image_size(image_size)
     complete.data.refuse_misfits(complete.augmentation)
     if complete.augmentation.lighting and not complete.augmentation.colour_axes:
         axes = defaults.colour_axes(split, complete.data.training_preprocessing())

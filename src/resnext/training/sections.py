@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from resnext.data.augmentation import Augmentation
 from resnext.data.preprocessing import Preprocessing
@@ -15,13 +15,23 @@ STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 Initialisation = Literal["he-fan-out", "he-fan-in", "glorot", "normal-0.01", "normal-0.1", "truncated-normal-0.1"]
 
 
+def _listed(value: object) -> object:
+    """Take one number as a list of it, and nothing as an empty one."""
+    return () if value is None else (value,) if isinstance(value, int) else value
+
+
+Sides = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_listed)]
+Counts = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_listed)]
+
+
 class Data(BaseModel):
     """How files become pixels. Sizes in pixels; `mean` and `std` per channel, in units of 0…1.
 
     Training cuts its images out of pixels whose shorter side is `train_resize` (None: `resize`, as validation does).
     With `per_pixel_mean` the mean of the training images' centre crops is subtracted instead of `mean`, pixel by
     pixel; it is measured when the run begins. In the first `early_epochs` the network trains on inputs shrunk to
-    `early_size`, which costs less.
+    `early_size`, which costs less; with lists, as in `early_size = [16, 24]` and `early_epochs = [4, 8]`, for so many
+    epochs each, one after another.
     """
 
     model_config = STRICT
@@ -34,16 +44,26 @@ class Data(BaseModel):
     per_pixel_mean: bool = False
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     validation: float = Field(default=0.1, gt=0, lt=1)
-    early_size: int | None = Field(default=None, ge=1)
-    early_epochs: int = Field(default=0, ge=0)
+    early_size: Sides = ()
+    early_epochs: Counts = ()
     cache_gib: float = Field(default=8.0, ge=0, le=1e6)
     max_unreadable: float = Field(default=0.01, ge=0, le=1)
 
     @model_validator(mode="after")
     def _early_is_smaller(self) -> Data:
-        if self.early_size is not None and self.early_size > self.image_size:
+        if self.early_size and len(self.early_size) != len(self.early_epochs):
+            raise ValueError("early_size and early_epochs must be as many, the epochs of each size")
+        if any(size > self.image_size for size in self.early_size):
             raise ValueError("early_size must not be above image_size")
         return self
+
+    def size_in(self, epoch: int) -> int:
+        """Return the side of the inputs on which an epoch, from 0 on, trains."""
+        for size, epochs in zip(self.early_size, self.early_epochs, strict=False):
+            if epoch < epochs:
+                return size
+            epoch -= epochs
+        return self.image_size
 
     def preprocessing(self) -> Preprocessing:
         """Return the preprocessing that these fields describe; raises UserError where they do not fit together."""

@@ -211,9 +211,8 @@ class TrainingStep:
 
     def _inputs(self, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         inputs = engine.to_inputs(batch.pixels, self.preprocessing, self.device)  # N×C×S×S
-        data = self.recipe.data
-        if data.early_size is not None and epoch < data.early_epochs:
-            inputs = functional.interpolate(inputs, data.early_size, mode="bilinear", antialias=True)
+        if (size := self.recipe.data.size_in(epoch)) < inputs.shape[-1]:
+            inputs = functional.interpolate(inputs, size, mode="bilinear", antialias=True)
         labels = torch.from_numpy(batch.labels).to(self.device)
         options = self.recipe.augmentation
         if not options.mixes:
