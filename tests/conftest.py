@@ -22,7 +22,8 @@ BUDGETS = {
     "inference": 150,
     "kernels": 40,
     "networks": 140,
-    "training": 240,
+    "training": 260,
+    "weights": 150,
     ".": 180,
 }
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resnext import catalog, durable, machine
+from resnext import card, catalog, durable, hub, machine
 from resnext.data.preprocessing import Preprocessing
 from resnext.errors import UserError
 
@@ -140,6 +140,35 @@ class Bundle:
             problems += [f"{ENGINES}/{problem}" for problem in _differences(engines, ENGINE, _engine_files(engines))]
         return problems
 
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, message: str = "Upload a bundle of resnext"
+    ) -> str:
+        """Put the bundle, without its engines, in a repository OWNER/REPO of the Hugging Face hub; return the commit's
+        URL.
+
+        The repository is made where it is not there. `config.json` is added, as the hub's own pages read it. Raises
+        UserError where the bundle is damaged, or the hub refuses.
+        """
+        problems = [problem for problem in self.verify() if not problem.startswith(f"{ENGINES}/")]
+        if problems:
+            raise UserError(
+                f"{self.path} is damaged and was not pushed: {problems[0]}. Restore it from where it was made."
+            )
+        classes = self.contents.classes
+        config = {
+            "library_name": "resnext",
+            "architecture": self.contents.network,
+            "options": self.contents.options,
+            "num_classes": len(classes),
+            "id2label": {str(index): name for index, name in enumerate(classes)},
+            "label2id": {name: index for index, name in enumerate(classes)},
+            "image_size": self.contents.preprocessing.image_size,
+            "identity": self.identity,
+        }
+        files: dict[str, Path | bytes] = {name: self.path / name for name in (DESCRIPTION, *self.files)}
+        files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode()
+        return hub.push(files, repository, private=private, message=message)
+
 
 def _engine_files(engines: Path) -> dict[str, str]:
     """Return the files that engine.json lists with their hashes; where it is damaged it is listed itself, unhashed."""
@@ -244,7 +273,10 @@ def write(
             (beside / MEAN_IMAGE).write_bytes(serialise({"mean_image": contents.preprocessing.mean_image}))
         files = {WEIGHTS: durable.sha256(beside / WEIGHTS)}
         identity = identity_of(contents, files[WEIGHTS])
-        (beside / CARD).write_text(_card(contents, identity), encoding="utf-8")
+        told = card.text(
+            contents.network, contents.classes, contents.preprocessing, contents.results, contents.licence, identity
+        )
+        (beside / CARD).write_text(told, encoding="utf-8")
         files |= {
             name: durable.sha256(beside / name) for name in (GOLDEN, MEAN_IMAGE, CARD) if (beside / name).exists()
         }
@@ -292,39 +324,3 @@ def identity_of(contents: Contents, weights_hash: str) -> str:
         contents.preprocessing.to_dict(),
     ]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
-
-
-def _card(contents: Contents, identity: str) -> str:
-    preprocessing, results = contents.preprocessing, contents.results
-    lines = [
-        f"# {contents.network}: {len(contents.classes)} classes",
-        "",
-        f"Identity `{identity[:16]}`. Input: {preprocessing.channels} channels, "
-        f"{preprocessing.image_size}×{preprocessing.image_size} pixels.",
-        "",
-        "## Use",
-        "",
-        "```",
-        "resnext predict . photo.jpg",
-        "```",
-        "",
-        "```python",
-        "import resnext",
-        "",
-        'classifier = resnext.load(".")',
-        'print(classifier("photo.jpg").label)',
-        "```",
-        "",
-        "## Results",
-        "",
-    ]
-    if "top1" in results:
-        low, high = results["top1_interval"]
-        lines.append(
-            f"Top-1 {results['top1']:.4f} (95 % interval {low:.4f} to {high:.4f}) on {results['images']} images: "
-            f"{results.get('data', 'data not named')}."
-        )
-    else:
-        lines.append("Not measured.")
-    lines += ["", "## Classes", "", ", ".join(contents.classes), "", "## Licence", "", contents.licence, ""]
-    return "\n".join(lines)

@@ -19,7 +19,8 @@ from making import TINY, write_colours
 from resnext.cli import run
 from resnext.training.run import train
 
-COMMANDS = ("train", "evaluate", "predict", "networks", "describe", "verify", "check", "optimize", "benchmark", "demo")
+COMMANDS = ("train", "evaluate", "predict", "networks", "describe", "verify", "check")
+COMMANDS += ("optimize", "benchmark", "demo", "weights", "embed")
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnext.data import named
+from resnext import fetching
 from resnext.data.manifest import scan
-from resnext.data.named import SETS, NamedSet, fetch
+from resnext.data.named import FASHION, NAMES, SETS, NamedSet, fetch
 from resnext.errors import UserError
 
 
@@ -176,7 +176,7 @@ def test_fashion_mnist_becomes_grey_pictures_that_scan_lists(mirror: Mirror) -> 
     assert boot.mode == "L"
     np.testing.assert_array_equal(np.asarray(boot), images[9])
     manifest = scan("fashion-mnist")
-    assert manifest.classes == tuple(sorted(named.FASHION))
+    assert manifest.classes == tuple(sorted(FASHION))
     assert (len(manifest.split("train")), len(manifest.split("val"))) == (30, 10)
 
 
@@ -248,7 +248,7 @@ def test_a_missing_file_and_a_missing_server_are_said(mirror: Mirror, monkeypatc
 
 def test_a_silent_server_is_given_up(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = served(mirror, "cifar10", cifar10())
-    monkeypatch.setattr(named, "TIMEOUT", 0.05)
+    monkeypatch.setattr(fetching, "TIMEOUT", 0.05)
     mirror.awake.clear()
     assert "timed out" in message(sets)
     mirror.awake.set()
@@ -271,7 +271,7 @@ def test_a_failure_while_unpacking_leaves_no_set(
 
 
 def test_the_official_hashes_are_md5s_of_the_files_that_the_sets_read() -> None:
-    assert set(named.NAMES) == {"cifar10", "cifar100", "fashion-mnist"}
+    assert set(NAMES) == {"cifar10", "cifar100", "fashion-mnist"}
     for named_set in SETS.values():
         assert all(len(bytes.fromhex(md5)) == 16 for md5 in named_set.files.values())
         assert named_set.base.startswith("http")

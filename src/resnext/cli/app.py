@@ -5,7 +5,20 @@ from __future__ import annotations
 from cyclopts import App
 
 from resnext import __version__
-from resnext.cli import benchmark, check, demo, describe, evaluate, networks, optimize, predict, train, verify
+from resnext.cli import (
+    benchmark,
+    check,
+    demo,
+    describe,
+    embed,
+    evaluate,
+    networks,
+    optimize,
+    predict,
+    train,
+    verify,
+    weights,
+)
 
 app = App(
     name="resnext",
@@ -20,6 +33,8 @@ app.command(predict.predict)
 app.command(networks.networks)
 app.command(describe.describe)
 app.command(verify.verify)
+app.command(weights.weights)
+app.command(embed.embed)
 app.command(check.check)
 app.command(optimize.optimize)
 app.command(benchmark.benchmark)

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from resnext.cli.output import Output, note, print_json
 from resnext.cli.progress import Display
+from resnext.errors import UserError
 
 Share = float
 
@@ -32,11 +33,25 @@ class Place:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
+class Instead:
+    """What is done instead of one run."""
+
+    folds: int | None = None
+    """Cross-validate: train this many times, each with another part for validation."""
+    find_learning_rate: Annotated[bool, Parameter(negative="")] = False
+    """Try learning rates for some steps, and write the curve, as a picture too, beside --out."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
 class What:
     """What is trained on what. Everything left out is chosen for the data and the machine, and said."""
 
     network: str | None = None
     """A name of `resnext networks`, or one of its family's grammar."""
+    weights: str | None = None
+    """Weights to begin with: torchvision:NAME, timm:NAME, hub:OWNER/REPO, a bundle, run or file; auto takes what suits
+    and can be had; none, as without this flag, begins with random ones."""
     image_size: int | None = None
     """Side of the square the network sees, in pixels."""
     flip: Share | None = None
@@ -94,7 +109,7 @@ def train(
     /,
     *,
     recipe: str | None = None,
-    folds: int | None = None,
+    instead: Instead = Instead(),
     place: Place = Place(),
     what: What = What(),
     how: How = How(),
@@ -112,12 +127,13 @@ def train(
         or fashion-mnist, which are fetched.
     recipe
         A recipe file, or the name of one of this package's recipes; flags win over it.
-    folds
-        Cross-validate: train this many times, each with another part for validation.
     """
     fields = {**asdict(what), **asdict(how), **asdict(on)}
+    if instead.find_learning_rate:
+        _find_learning_rate(data, recipe, place, fields, output)
+        return
     with Display() as display:
-        result = _train(data, recipe, folds, place, fields, display)
+        result = _train(data, recipe, instead.folds, place, fields, display)
     if result is None:
         return
     if output.json:
@@ -126,7 +142,28 @@ def train(
         note(f"The bundle is {result['bundle']}\nNext: resnext predict {shlex.quote(result['bundle'])} PATH…")
     else:
         low, high = result["top1_interval"]
-        note(f"Mean top-1 of {folds} folds: {result['top1']:.4f} (95 % interval {low:.4f} to {high:.4f}).")
+        note(f"Mean top-1 of {instead.folds} folds: {result['top1']:.4f} (95 % interval {low:.4f} to {high:.4f}).")
+
+
+def _find_learning_rate(data: str, recipe: str | None, place: Place, fields: dict[str, Any], output: Output) -> None:
+    from resnext.training import finder
+    from resnext.training.plan import Wish, plan
+
+    if place.resume or place.auto_resume:
+        raise UserError("--find-learning-rate begins anew and trains nothing. Leave out --resume and --auto-resume.")
+    with Display() as display:
+        planned = plan(data, wish=Wish(place.out), recipe=recipe, fields=fields, observer=display)
+        for line in planned.notes:
+            note(line)
+        found = finder.find(planned, display)
+    written = [str(path) for path in finder.write(found, finder.place_for(planned.path))]
+    if output.json:
+        print_json({"learning_rate": found.suggestion, "files": written})
+    else:
+        print(
+            f"The loss falls fastest at a learning rate of {found.suggestion:g}; the curve is in {', '.join(written)}"
+        )
+        print(f"Next: resnext train {shlex.quote(data)} --learning-rate {found.suggestion:g}")
 
 
 def _train(

@@ -180,6 +180,8 @@ class _Images:
             "channels": self.channels,
             "decoder": DECODER_VERSION,
         }
+        if preprocessing.rounding != "nearest":  # caches are older than the field
+            facts["rounding"] = preprocessing.rounding
         digest = hashlib.sha256(json.dumps(facts).encode())
         for path in self._sorted_paths():
             digest.update(b"\0" + path.encode())

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import gzip
-import hashlib
-import http.client
 import os
 import shutil
 import tarfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,14 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from resnext import durable
+from resnext import durable, fetching
 from resnext.errors import UserError
-
-TIMEOUT = 30.0
-"""Seconds that a server may stay silent."""
-
-ATTEMPTS = 3
-"""How often a download that broke off is taken up before the user is told."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +135,7 @@ def _build(folder: Path, named_set: NamedSet) -> None:
     base = os.environ.get("RESNEXT_MIRROR") or named_set.base
     archives = [folder.with_name(f".{folder.name}-{file}") for file in named_set.files]
     for archive, (file, md5) in zip(archives, named_set.files.items(), strict=True):
-        _download(f"{base.rstrip('/')}/{file}", archive, md5)
+        fetching.fetch(f"{base.rstrip('/')}/{file}", archive, md5)
     beside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -165,56 +155,3 @@ def _write_images(folder: Path, part: Part) -> None:
         (folder / name).mkdir(parents=True)
     for number, (pixels, label) in enumerate(zip(part.images, part.labels, strict=True), start=1):
         Image.fromarray(np.ascontiguousarray(pixels)).save(folder / part.classes[label] / f"{number:05}.png")
-
-
-def _download(url: str, target: Path, md5: str) -> None:
-    """Fetch a file to `target`; what an earlier attempt left in `target`.part is gone on from."""
-    if target.exists():
-        return
-    part = target.with_name(target.name + ".part")
-    reason = ""
-    for _ in range(ATTEMPTS):
-        try:
-            received = _receive(url, part)
-        except urllib.error.HTTPError as error:
-            error.close()
-            reason = f"the server says {error.code} {error.reason}"
-            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                part.unlink(missing_ok=True)
-        except urllib.error.URLError as error:
-            reason = str(getattr(error.reason, "strerror", None) or error.reason)
-            break
-        except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
-            reason = str(error) or type(error).__name__
-        else:
-            if received == md5:
-                part.rename(target)
-                return
-            part.unlink()
-            reason = f"its MD5 is {received}, but should be {md5}"
-    raise UserError(
-        f"{url} cannot be fetched: {reason}.\n"
-        "Check the network and try again (a partial download is resumed), or name a mirror in RESNEXT_MIRROR."
-    )
-
-
-def _receive(url: str, part: Path) -> str:
-    """Append to `part` what the server has beyond it, or all anew; return the MD5 of the whole."""
-    digest = hashlib.md5(usedforsecurity=False)
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response, part.open("a+b") as file:
-        if have and response.status == http.HTTPStatus.PARTIAL_CONTENT:
-            file.seek(0)
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-        else:
-            file.truncate(0)
-        expected = response.headers["Content-Length"]
-        start = file.seek(0, os.SEEK_END)
-        while piece := response.read(1 << 16):
-            digest.update(piece)
-            file.write(piece)
-        if expected is not None and file.tell() - start < int(expected):
-            raise ConnectionError("the connection broke off")
-    return digest.hexdigest()

@@ -22,6 +22,8 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+ROUNDINGS = ("nearest", "torchvision")
+
 LONGEST = 3
 """The longer side may be this many times the shorter; the ends of a longer image (a panorama) are cut off."""
 
@@ -32,6 +34,8 @@ class Preprocessing:
 
     `resize` is the length of the shorter side after resizing and `image_size` that of the square cut from its
     centre, both in pixels; `mean` and `std` are in units of pixels that go from 0 to 1, one a channel.
+    `rounding` says how sides and places become whole pixels: "nearest", or as "torchvision" does, and timm with it:
+    the longer side down, the crop's place to the nearest, halves to the even one.
     `mean_image` (image_size×image_size×channels, same units) is what an input of that size is centred by instead
     of `mean`: the "per-pixel mean" of arXiv:1512.03385 §3.4. Other sizes use `mean`, its mean colour.
     A value that cannot be raises `UserError`.
@@ -43,6 +47,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
+    rounding: str = "nearest"
     mean_image: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +68,8 @@ class Preprocessing:
             raise UserError(f"Preprocessing: std is {self.std}, but must be above 0.")
         if self.interpolation not in tuple(FILTERS):  # a tuple takes unhashable values, too
             raise UserError(f"Preprocessing: interpolation {self.interpolation!r} is none of {', '.join(FILTERS)}.")
+        if self.rounding not in ROUNDINGS:
+            raise UserError(f"Preprocessing: rounding {self.rounding!r} is none of {', '.join(ROUNDINGS)}.")
         if self.mean_image is not None:
             self._check_mean_image(self.mean_image)
 
@@ -107,7 +114,7 @@ class Preprocessing:
         image = _shortened(image)
         width, height = image.size
         short = min(width, height)
-        size = (scaled_length(width, self.resize, short), scaled_length(height, self.resize, short))
+        size = (self._scaled(width, short), self._scaled(height, short))
         if size != image.size:
             image = image.resize(size, FILTERS[self.interpolation])
         return np.array(image).reshape(size[1], size[0], self.channels)
@@ -115,8 +122,19 @@ class Preprocessing:
     def crop(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Cut the centre square, `image_size` on a side, from pixels H×W×C or N×H×W×C; a view."""
         height, width = pixels.shape[-3:-1]
-        top, left = (height - self.image_size) // 2, (width - self.image_size) // 2
+        top, left = self._middle(height), self._middle(width)
         return pixels[..., top : top + self.image_size, left : left + self.image_size, :]
+
+    def _scaled(self, length: int, short: int) -> int:
+        """Return a side of an image after resizing; `short` is the shorter one before."""
+        if self.rounding == "torchvision":
+            return self.resize * length // short
+        return scaled_length(length, self.resize, short)
+
+    def _middle(self, length: int) -> int:
+        """Return where the crop begins on a side of so many pixels."""
+        rest = length - self.image_size
+        return round(rest / 2) if self.rounding == "torchvision" else rest // 2
 
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """Resize and crop an image: uint8, image_size×image_size×C."""
@@ -140,6 +158,8 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them, of a mean image its SHA-256; `from_dict` is the way back."""
         told = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items() if v is not None}
+        if self.rounding == "nearest":
+            del told["rounding"]  # bundles are older than the field, and known by the hash of these
         return told if self.mean_image is None else {**told, "mean_image": _sha256(self.mean_image)}
 
     @classmethod

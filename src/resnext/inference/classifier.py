@@ -112,6 +112,20 @@ class Classifier:
             return self._classify([images], top)[0]
         return self._classify(images, top)
 
+    def embed(self, images: Picture | list[Picture]) -> np.ndarray:
+        """Return what the network knows of images before its classifier: float32 F for one image, N×F for a list.
+
+        The images are as for a call. Computed in torch in fp32, whichever engine classifies.
+        """
+        from resnext.inference.embedding import embedder
+
+        pictures = [images] if isinstance(images, Picture) else images
+        if not pictures:
+            raise UserError("There are no images to embed. Give at least one.")
+        pixels = np.stack([self.preprocessing.pixels(self._read(picture)) for picture in pictures])
+        vectors = embedder(self).engine(pixels)
+        return vectors[0] if isinstance(images, Picture) else vectors
+
     def _classify(self, pictures: Sequence[Picture], top: int | None) -> list[Prediction]:
         if not pictures:
             return []

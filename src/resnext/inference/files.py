@@ -18,12 +18,13 @@ from resnext.engine import TorchEngine
 from resnext.errors import UserError
 from resnext.inference.classifier import Classifier, Prediction, Unreadable
 from resnext.inference.engines import stored
+from resnext.weights import spec
 
 ENGINES = ("auto", "torch")
 
 
 def load(bundle: str | Path, *, device: str = "auto", precision: str | None = None, engine: str = "auto") -> Classifier:
-    """Load a bundle or a run's bundle, ready to classify.
+    """Load a bundle or a run's bundle, or weights made elsewhere (`torchvision:NAME`, …), ready to classify.
 
     As they are, the arguments mean the bundle's optimised engine where it has one that fits this machine, and torch
     in fp32 otherwise; `Classifier.notes` says which. `engine` "torch", a `device` (cpu, cuda or mps) or a `precision`
@@ -32,7 +33,7 @@ def load(bundle: str | Path, *, device: str = "auto", precision: str | None = No
     """
     if engine not in ENGINES:
         raise UserError(f"There is no engine {engine!r}. Choose one of {', '.join(ENGINES)}.")
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(_local(bundle))
     notes: list[str] = []
     if engine == "auto" and device == "auto" and precision is None:
         optimised, why_not = stored.open(opened)
@@ -42,6 +43,15 @@ def load(bundle: str | Path, *, device: str = "auto", precision: str | None = No
     network = opened.build()
     eager = TorchEngine(network, opened.contents.preprocessing, device=device, precision=precision or "fp32")
     return Classifier(opened, eager, notes)
+
+
+def _local(place: str | Path) -> str | Path:
+    """Return the directory of a bundle, made of weights from elsewhere where the place is a word for some."""
+    if str(place).partition(":")[0] in spec.KINDS and not Path(place).exists():
+        from resnext.weights import elsewhere
+
+        return elsewhere.as_bundle(str(place))
+    return place
 
 
 def predict_files(
@@ -54,7 +64,7 @@ def predict_files(
     """
     if top is not None and top < 1:
         raise UserError(f"--top {top} ranks nothing. Give 1 or more.")
-    split = _as_split(classifier, [file for path in paths for file in _files(path)])
+    split = as_split(classifier, [file for path in paths for file in files_of(path)])
     loader = reader(classifier, split)
     following = 0
     for batch in loader.sequential():
@@ -85,7 +95,8 @@ def _unreadable(loader: Loader, start: int, stop: int) -> Iterator[Unreadable]:
         yield Unreadable(str(loader.split.path(index)), loader.unreadable[index])
 
 
-def _files(given: str | Path) -> list[Path]:
+def files_of(given: str | Path) -> list[Path]:
+    """Return a file as it is given, or the images below a folder; raises UserError where there are none."""
     if given == "":
         raise UserError("An empty path names no image. Give image files, or a folder of them.")
     path = Path(given)
@@ -117,7 +128,8 @@ class Listed(Split):
         return Path(self.paths[index])
 
 
-def _as_split(classifier: Classifier, files: Sequence[Path]) -> Split:
+def as_split(classifier: Classifier, files: Sequence[Path]) -> Split:
+    """Return files in the form in which the loader takes images; raises UserError for a name that is not UTF-8."""
     paths = [str(file) for file in files]
     for path in paths:
         try:

@@ -122,10 +122,10 @@ def propose(
 
 def _reasons(images: int, classes: int, why: str, chosen: dict[str, Any], said: dict[str, Any]) -> list[str]:
     """Say why, for what the caller left open, and what to expect of few images."""
-    reasons = []
+    reasons, pretrained = [], bool(said.get("transfer", {}).get("weights"))
     if "network" not in said or "image_size" not in said.get("data", {}):
         reasons.append(why)
-    if "epochs" not in said or "batch_size" not in said:
+    if not pretrained and ("epochs" not in said or "batch_size" not in said):
         epochs, batch_size = (said.get(name, chosen[name]) for name in ("epochs", "batch_size"))
         reasons.append(f"{epochs} epochs in batches of {batch_size}, for {images:,} training images.")
     if "augmentation" not in said:
@@ -134,7 +134,7 @@ def _reasons(images: int, classes: int, why: str, chosen: dict[str, Any], said: 
             f"Images are {'grey' if grey else 'read as RGB'}; in training they are cropped at random and mirrored "
             "(--flip 0 where left and right matter)."
         )
-    if images / classes < FEW_IMAGES:
+    if not pretrained and images / classes < FEW_IMAGES:
         reasons.append(
             f"There are about {max(1, images // classes)} training images a class. Without weights learned "
             f"elsewhere, below about {FEW_IMAGES} expect a rough classifier; more images help most."

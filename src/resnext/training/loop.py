@@ -17,7 +17,7 @@ from resnext.training.divergence import Diverged
 from resnext.training.journal import Observer
 from resnext.training.position import Position
 from resnext.training.recipe import Recipe
-from resnext.training.schedule import learning_rate
+from resnext.training.schedule import rate_of
 from resnext.training.state import Checkpoints
 from resnext.training.step import Outcome, TrainingStep
 from resnext.training.stopping import Interrupted
@@ -41,10 +41,17 @@ class Loop:
     """Train from a position to the recipe's last epoch."""
 
     def __init__(
-        self, step: TrainingStep, loader: Loader, recipe: Recipe, position: Position, actions: Actions
+        self,
+        step: TrainingStep,
+        loader: Loader,
+        recipe: Recipe,
+        position: Position,
+        actions: Actions,
+        vectors: Loader | None = None,
     ) -> None:
         self.step = step
         self.loader = loader
+        self.vectors = vectors
         self.recipe = recipe
         self.position = position
         self.actions = actions
@@ -93,9 +100,11 @@ class Loop:
 
     def _train_epoch(self, requested: list[int]) -> None:
         position, saved, self.images_now = self.position, time.monotonic(), 0
-        self.step.network.train()
+        alone = self.vectors is not None and self.step.freezing.is_head_only(position.epoch)
+        self.step.begin_epoch(position.epoch, vectors=alone)
+        loader = self.vectors if alone and self.vectors is not None else self.loader
         waiting = time.perf_counter()
-        for batch in self.loader.epoch(position.epoch, position.step_in_epoch):
+        for batch in loader.epoch(position.epoch, position.step_in_epoch):
             data_seconds = time.perf_counter() - waiting
             self._name_unreadable()
             position.step_in_epoch = batch.step
@@ -131,8 +140,7 @@ class Loop:
     def _one_step(self, batch: Batch, data_seconds: float, *, stopping: bool) -> Outcome:
         position, recipe, history = self.position, self.recipe, self.position.history
         step, at_once = self.number, self.step.micro_batch
-        peak = recipe.optimizer.learning_rate * position.rate_factor
-        rate = learning_rate(recipe.schedule, peak, step, self.steps_per_epoch, recipe.epochs, history)
+        rate = rate_of(recipe, step, self.steps_per_epoch, history, position.rate_factor)
         waits = history.waits_for_error(recipe.schedule)
         outcome = self.step(batch, position.epoch, step, rate, count_errors=waits, stopping=stopping)
         if self.step.micro_batch != at_once:
@@ -167,7 +175,7 @@ class Loop:
                 "update_seconds": round(outcome.update_seconds, 6),
             }
         )
-        if len(self.seconds) == STEPS_BEFORE_ESTIMATE:
+        if len(self.seconds) == STEPS_BEFORE_ESTIMATE or self.step.takes_vectors:
             return
         self.seconds.append(data_seconds + outcome.compute_seconds + outcome.update_seconds)
         if len(self.seconds) == STEPS_BEFORE_ESTIMATE:

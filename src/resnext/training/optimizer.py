@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,19 @@ from torch import Tensor, nn
 from resnext.training import sections
 from resnext.training.rmsprop import RMSProp
 
+Rate = Callable[[str], float]
+"""What the learning rate of a parameter is multiplied by, by its name."""
 
-def build(network: nn.Module, options: sections.Optimizer, device: torch.device) -> torch.optim.Optimizer:
-    """Build the optimiser over all parameters of the network, fused where torch has a fused form."""
+
+def build(
+    network: nn.Module, options: sections.Optimizer, device: torch.device, rate: Rate = lambda name: 1.0
+) -> torch.optim.Optimizer:
+    """Build the optimiser over all parameters of the network, fused where torch has a fused form.
+
+    Its groups have the key `rate`, by which whoever sets their `lr` multiplies the learning rate.
+    """
     fused = device.type in ("cpu", "cuda")
-    groups = parameter_groups(network, options)
+    groups = parameter_groups(network, options, rate)
     if options.name == "adamw":
         return torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas, fused=fused)
     if options.name == "rmsprop":
@@ -30,14 +38,17 @@ def build(network: nn.Module, options: sections.Optimizer, device: torch.device)
     )
 
 
-def parameter_groups(network: nn.Module, options: sections.Optimizer) -> list[dict[str, object]]:
-    """Split parameters by weight decay: `decay="weights"` spares biases and normalisation (one-dimensional ones)."""
-    parameters = list(network.parameters())
-    if options.decay == "all":
-        return [{"params": parameters, "weight_decay": options.weight_decay}]
+def parameter_groups(
+    network: nn.Module, options: sections.Optimizer, rate: Rate = lambda name: 1.0
+) -> list[dict[str, object]]:
+    """Split parameters by rate and weight decay; `decay="weights"` spares one-dimensional ones, biases and norms."""
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        spared = options.decay == "weights" and parameter.ndim <= 1
+        groups.setdefault((spared, rate(name)), []).append(parameter)
     return [
-        {"params": [each for each in parameters if each.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": 0.0 if spared else options.weight_decay, "rate": multiple}
+        for (spared, multiple), parameters in sorted(groups.items(), key=lambda item: item[0][0])
     ]
 
 

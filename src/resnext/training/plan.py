@@ -15,7 +15,7 @@ from resnext.data import check, named
 from resnext.data.manifest import Manifest, scan
 from resnext.engine import choose_device
 from resnext.errors import UserError
-from resnext.training import defaults, distributed, imbalance, journal, owner, recipe
+from resnext.training import defaults, distributed, imbalance, journal, owner, pretrained, recipe
 from resnext.training.distributed import ALONE, Group
 from resnext.training.journal import Observer
 from resnext.training.recipe import Recipe
@@ -119,6 +119,7 @@ def plan(
         fine = not wish.resume or distributed.restarted()
         return _plan_resumed(place, data, said, fields.get("form"), finished_is_fine=fine)
     refuse_occupied(place)
+    said, told = pretrained.resolve(said)
     if manifest is None:
         validation = said.get("data", {}).get("validation", 0.1)
         manifest = scan(
@@ -129,7 +130,7 @@ def plan(
         complete, reason = _scaled(complete, group.size)
         reasons.append(reason)
     balanced = "balanced" in (complete.class_weights, complete.sampling)
-    notes = (*manifest.notes, *check.brief(manifest, balanced=balanced), *reasons)
+    notes = (*told, *manifest.notes, *check.brief(manifest, balanced=balanced), *reasons)
     return Plan(place, manifest, complete, notes, resumed=False)
 
 
@@ -149,6 +150,9 @@ def _complete(manifest: Manifest, said: dict[str, Any], *, from_file: bool) -> t
     split = manifest.split("train")
     device = choose_device(said.get("machine", {}).get("device", "auto"))
     proposal, reasons = defaults.propose(len(split), len(manifest.classes), defaults.sample(split), device, said)
+    if said.get("transfer", {}).get("weights"):
+        proposal, why = pretrained.fine_tuned(proposal, said, len(split))
+        reasons.append(why)
     if from_file:
         proposal = {key: value for key, value in proposal.items() if key == "data" or key not in said}
         proposal.pop("label_smoothing", None)
@@ -182,6 +186,7 @@ def _plan_resumed(
     if not (place / RECIPE).is_file() or not (place / MANIFEST).is_file():
         raise UserError(f"{place} holds no run to resume. Leave out --resume, or give the run's directory as --out.")
     raw = recipe.load(place / RECIPE)
+    said = pretrained.as_recorded(said, raw)
     recorded = Recipe.from_dict(raw, source=str(place / RECIPE))
     asked = recipe.merge(raw, said, form_fields(form, raw))
     complete = Recipe.from_dict(asked, source=str(place / RECIPE))

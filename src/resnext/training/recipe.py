@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from resnext.data.augmentation import Augmentation
 from resnext.errors import UserError, did_you_mean
-from resnext.training.sections import STRICT, Data, Initialisation, Machine, Optimizer, Schedule
+from resnext.training.sections import STRICT, Data, Initialisation, Machine, Optimizer, Schedule, Transfer
 
 SECTIONS_IN_PACKAGE = Path(__file__).parents[1] / "recipes"
 SECTIONS_IN_CHECKOUT = Path(__file__).parents[3] / "recipes"
@@ -33,6 +33,7 @@ FLAT = {
     "flip": "augmentation",
     "learning_rate": "optimizer",
     "weight_decay": "optimizer",
+    "weights": "transfer",
     "precision": "machine",
     "device": "machine",
     "workers": "machine",
@@ -67,6 +68,7 @@ class Recipe(BaseModel):
     augmentation: Augmentation = Field(default_factory=Augmentation)
     optimizer: Optimizer
     schedule: Schedule = Field(default_factory=Schedule)
+    transfer: Transfer = Field(default_factory=Transfer)
     machine: Machine = Field(default_factory=Machine)
 
     @model_validator(mode="after")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from resnext.training.sections import Schedule
+
+if TYPE_CHECKING:
+    from resnext.training.recipe import Recipe
 
 ONE_CYCLE_START = 1 / 25
 STEPS_OF_ERROR = 100  # the running training error is an average over about so many steps
@@ -34,6 +38,18 @@ class History:
         self.training_error += (error - self.training_error) / STEPS_OF_ERROR
         if self.training_error < schedule.warmup_until_error:
             self.warmed_up_at = step + 1
+
+
+def rate_of(recipe: Recipe, step: int, steps_per_epoch: int, history: History, factor: float = 1.0) -> float:
+    """Return the learning rate of one step of a run, times `factor`.
+
+    In the epochs of the classifier alone it falls from their own rate to 0 by a cosine; the schedule has the others.
+    """
+    alone = recipe.transfer.head_epochs * steps_per_epoch
+    if step < alone:
+        return recipe.transfer.head_rate * factor * _cosine(1.0, 0.0, step / alone)
+    peak, epochs = recipe.optimizer.learning_rate * factor, recipe.epochs - recipe.transfer.head_epochs
+    return learning_rate(recipe.schedule, peak, step - alone, steps_per_epoch, epochs, history)
 
 
 def learning_rate(

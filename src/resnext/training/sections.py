@@ -43,6 +43,7 @@ class Data(BaseModel):
     std: tuple[float, ...]
     per_pixel_mean: bool = False
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    rounding: Literal["nearest", "torchvision"] = "nearest"
     validation: float = Field(default=0.1, gt=0, lt=1)
     early_size: Sides = ()
     early_epochs: Counts = ()
@@ -74,6 +75,7 @@ class Data(BaseModel):
             mean=self.mean,
             std=self.std,
             interpolation=self.interpolation,
+            rounding=self.rounding,
         )
 
     def training_preprocessing(self) -> Preprocessing:
@@ -192,3 +194,26 @@ class Machine(BaseModel):
     form: Literal["auto", "plain"] = "auto"
     checkpoint_every: float = Field(default=10.0, gt=0, description="minutes")
     micro_batch: int = Field(default=0, ge=0, description="images computed at once; 0: as many as memory holds")
+
+
+class Transfer(BaseModel):
+    """Weights learned elsewhere that a run begins with, and how they are taught the new classes.
+
+    `weights` names them, `sha256` is that of their file and `licence` what may be done with them; both are filled in.
+    In the first `head_epochs` only the classifier learns, at `head_rate` falling by a cosine, from vectors that the
+    rest of the network makes once of each image; the schedule then has the epochs after these. There, with
+    `unfreeze_every`, the last stage joins the classifier first, and every so many epochs the stage before; 0 is all at
+    once. `rate_decay` is what the learning rate is multiplied by from each stage to the one before it. With
+    `frozen_norm` batch norm stays as it came, with its statistics.
+    """
+
+    model_config = STRICT
+    weights: str = ""
+    sha256: str = ""
+    licence: str = ""
+    head_epochs: int = Field(default=0, ge=0)
+    head_rate: float = Field(default=0.1, gt=0)
+    unfreeze_every: int = Field(default=0, ge=0)
+    rate_decay: float = Field(default=1.0, gt=0, le=1)
+    frozen_norm: bool = False
+    cache_features: bool = Field(default=True, description="make an image's vector once, not in each of `head_epochs`")

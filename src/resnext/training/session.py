@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from resnext import catalog, machine
-from resnext.data.loader import Loader
+from resnext.data.loader import Files, Loader
 from resnext.data.manifest import Split
 from resnext.errors import UserError
-from resnext.training import forms, imbalance, microbatch
+from resnext.layers import Network
+from resnext.training import checkpoint, features, forms, imbalance, microbatch, pretrained
 from resnext.training.background import Background
 from resnext.training.distributed import ALONE, Group
+from resnext.training.features import Precomputed
 from resnext.training.forms import Forms
 from resnext.training.initialisation import initialise
 from resnext.training.journal import Observer
@@ -47,7 +50,7 @@ class Session:
         self._open_loaders(splits, observer)
         classes = len(manifest.classes)
         weights = imbalance.class_weights(splits[0].labels, classes) if recipe.class_weights == "balanced" else None
-        self.step = TrainingStep(self._network(), recipe, self.preprocessing, classes, group, weights)
+        self.step = TrainingStep(self._begun(self._network()), recipe, self.preprocessing, classes, group, weights)
         self.position = Position()
         background = background or Background()
         self.checkpoints = Checkpoints(planned.checkpoints, self.step, self.preprocessing, background)
@@ -55,6 +58,7 @@ class Session:
         self.forms = self._settle(restored)
         self.checkpoints.forms = self.forms
         self.validation = Validation(planned, self.step, self.validation_loader, background)
+        self.vectors = self._vectors(observer)
 
     def _open_loaders(self, splits: list[Split], observer: Observer) -> None:
         recipe, planned = self.recipe, self.planned
@@ -105,7 +109,8 @@ class Session:
         count = -(-self.recipe.batch_size // self.group.size)
         measured = restored is not None and restored.measured
         said = microbatch.settle(self.step, count, self.group, measured=measured)
-        steps = self.train_loader.steps * self.recipe.epochs
+        whole_epochs = self.recipe.epochs - (self.recipe.transfer.head_epochs if self._makes_vectors else 0)
+        steps = self.train_loader.steps * whole_epochs
         recorded = None if restored is None else restored.forms
         chosen, notes = forms.settle(self.step, steps=steps, recorded=recorded)
         self.notes += [*notes, *([] if said is None else [said])]
@@ -131,7 +136,7 @@ class Session:
             checkpoints=self.checkpoints,
             tell=tell,
         )
-        Loop(self.step, self.train_loader, self.recipe, self.position, actions).run()
+        Loop(self.step, self.train_loader, self.recipe, self.position, actions, self.vectors).run()
 
     def measure_best(self) -> dict[str, Any]:
         """Score the kept bundle on validation in fp32, through its own engine, and record that in it."""
@@ -139,6 +144,53 @@ class Session:
 
     def _best_epoch(self) -> int:
         return int(self.position.best["epoch"]) if self.position.best else self.position.epoch
+
+    def _begun(self, network: nn.Module) -> nn.Module:
+        """Give a network the weights that the run begins with, unless it goes on from a checkpoint."""
+        transfer, group = self.recipe.transfer, self.group
+        if not transfer.weights:
+            return network
+
+        def load() -> bytes:
+            goes_on = self.planned.resumed and bool(checkpoint.listed(self.planned.checkpoints))
+            return b"" if goes_on else json.dumps(pretrained.load(network, self.recipe)).encode()
+
+        if told := group.agree(load):
+            group.broadcast(network.state_dict().values())
+            self.notes += json.loads(told)
+        return network
+
+    @property
+    def _makes_vectors(self) -> bool:
+        """Whether the epochs of the classifier alone read vectors; several processes run the frozen body instead."""
+        transfer = self.recipe.transfer
+        return transfer.cache_features and transfer.head_epochs > 0 and self.group.size == 1
+
+    def _vectors(self, observer: Observer) -> Precomputed | None:
+        """Make the vectors of all images for the epochs of the classifier alone, where there are any left."""
+        if not self._makes_vectors or self.position.epoch >= self.recipe.transfer.head_epochs:
+            return None
+        made = []
+        for loader, flip in ((self.train_loader, self.recipe.augmentation.flip), (self.validation_loader, 0.0)):
+            plain = Loader(
+                Files(loader.split, self.preprocessing),
+                loader.split,
+                self.preprocessing,
+                batch_size=features.BATCH,
+                workers=self.workers,
+            )
+            vectors = features.compute(
+                plain,
+                cast(Network, self.step.network),
+                mirrored=flip > 0,
+                device=self.step.device.type,
+                precision=self.step.precision,
+                observer=observer,
+            )
+            loader.unreadable.update(vectors.unreadable)
+            made.append(Precomputed.of(loader, vectors, flip))
+        self.validation.vectors = made[1]
+        return made[0]
 
     def _network(self) -> nn.Module:
         torch.manual_seed(self.recipe.seed)

@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resnext import engine
+from resnext import body, engine
 from resnext.data import augmentation, order
 from resnext.data.loader import Batch
 from resnext.data.order import Part
 from resnext.data.preprocessing import Preprocessing
+from resnext.layers import Network
 from resnext.training import microbatch, synchronised
 from resnext.training import optimizer as optimizers
 from resnext.training.distributed import ALONE, Group
+from resnext.training.freezing import Freezing
 from resnext.training.gates import Gates, refuse_compiling
 from resnext.training.recipe import Recipe
 
@@ -89,7 +91,9 @@ class TrainingStep:
         shared = recipe.batch_norm == "synchronised" and group.size > 1
         self.presence = synchronised.synchronise(network) if shared else synchronised.Presence()
         self._module: nn.Module | None = None
-        self.optimizer = optimizers.build(network, recipe.optimizer, self.device)
+        self.freezing = Freezing(cast(Network, network), recipe.transfer)
+        self.takes_vectors = False
+        self.optimizer = optimizers.build(network, recipe.optimizer, self.device, self.freezing.rate)
         self.average = optimizers.MovingAverage(network, recipe.ema_decay) if recipe.ema_decay else None
         self.gates = Gates(network, recipe.seed, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
@@ -138,9 +142,19 @@ class TrainingStep:
         What runs backward through the network before that, such as a rehearsal, exchanges nothing.
         """
         if self._module is None:
-            plain = _TrainingLogits(self.network, compiled=self.recipe.machine.compile == "on")
+            compiled = self.recipe.machine.compile == "on" and not self.takes_vectors
+            plain = (
+                _EndingLogits(self.network) if self.takes_vectors else _TrainingLogits(self.network, compiled=compiled)
+            )
             self._module = self.group.parallel(plain)
         return self._module
+
+    def begin_epoch(self, epoch: int, *, vectors: bool = False) -> None:
+        """Set the network to train as the recipe has it in an epoch; its batches hold `vectors` in place of images."""
+        changed = self.freezing.apply(epoch)
+        if changed or vectors != self.takes_vectors:
+            self._module = None  # data-parallel training must know which gradients there will be
+        self.takes_vectors = vectors
 
     def rehearse(self, images: int) -> None:
         """Compute a pass forward and backward over so many black images, and leave no trace of it but its memory."""
@@ -160,7 +174,7 @@ class TrainingStep:
         present = len(batch.indices) > 1
         self.presence.silent = not present
         if not present:
-            batch = _black(self.recipe.data.image_size, self.recipe.data.channels)
+            batch = self._nothing()
         while True:
             try:
                 torch.manual_seed(_seed(self.recipe.seed, step, self.group.rank))
@@ -210,6 +224,9 @@ class TrainingStep:
         return sum(losses, start=torch.zeros((), device=self.device))
 
     def _inputs(self, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        if self.takes_vectors:
+            vectors, labels = torch.from_numpy(batch.pixels), torch.from_numpy(batch.labels)
+            return vectors.to(self.device), labels.to(self.device)
         inputs = engine.to_inputs(batch.pixels, self.preprocessing, self.device)  # N×C×S×S
         if (size := self.recipe.data.size_in(epoch)) < inputs.shape[-1]:
             inputs = functional.interpolate(inputs, size, mode="bilinear", antialias=True)
@@ -227,6 +244,13 @@ class TrainingStep:
             step=step,
         )
 
+    def _nothing(self) -> Batch:
+        """Return two black images for a process that has none in a step, so that it takes part in every exchange."""
+        side, channels = self.recipe.data.image_size, self.recipe.data.channels
+        shape = (2, body.width(self.network)) if self.takes_vectors else (2, side, side, channels)
+        pixels = np.zeros(shape, np.float32 if self.takes_vectors else np.uint8)
+        return Batch(np.zeros(2, np.int64), pixels, np.zeros(2, np.int64), 0)
+
     def _gradient_norm(self) -> float:
         """Return the joint L2 norm of all gradients; with a loss scaler, which looks itself, it is not asked for."""
         if self.scaler.is_enabled():
@@ -242,7 +266,7 @@ class TrainingStep:
     def _update(self, learning_rate: float, *, factor: float) -> None:
         """Change the weights by the gradients times `factor`."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         if factor != 1:
             torch._foreach_mul_([each.grad for each in self.network.parameters() if each.grad is not None], factor)
         if self.recipe.optimizer.clip_norm is not None:
@@ -299,10 +323,15 @@ class _TrainingLogits(nn.Module):
         return self.logits(images)
 
 
-def _black(side: int, channels: int) -> Batch:
-    """Return two black images for a process that has none in a step, so that it takes part in every exchange."""
-    pixels = np.zeros((2, side, side, channels), np.uint8)
-    return Batch(np.zeros(2, np.int64), pixels, np.zeros(2, np.int64), 0)
+class _EndingLogits(nn.Module):
+    """The classifier alone, from vectors, as `_TrainingLogits` is the whole network from images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.ending = body.ending(network)
+
+    def forward(self, vectors: Tensor) -> list[tuple[float, Tensor]]:
+        return [(1.0, self.ending(vectors))]
 
 
 def _seed(seed: int, step: int, process: int) -> int:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from resnext import bundle
+from resnext import body, bundle
 from resnext.bundle import Bundle
 from resnext.data.loader import Loader
 from resnext.engine import TorchEngine
 from resnext.evaluation.metrics import Scores, evaluate
 from resnext.training.background import Background
 from resnext.training.contents import bundle_contents
+from resnext.training.features import EndingEngine
 from resnext.training.journal import Observer
 from resnext.training.unreadable import refuse_too_many_unreadable
 
@@ -37,6 +38,7 @@ class Validation:
         self.step = step
         self.loader = loader
         self.background = background
+        self.vectors: Loader | None = None
         self.evaluated: nn.Module = step.network
         if step.average is not None:
             self.evaluated = copy.deepcopy(step.network)
@@ -44,7 +46,9 @@ class Validation:
     def validate(self, tell: Observer) -> Scores:
         """Score the present weights, or their moving average, each process on its part of the images."""
         group, recipe = self.step.group, self.planned.recipe
-        mine = self.loader.for_process(group.rank, group.size) if group.size > 1 else self.loader
+        alone = self.step.takes_vectors and self.vectors is not None
+        loader = self.vectors if alone and self.vectors is not None else self.loader
+        mine = loader.for_process(group.rank, group.size) if group.size > 1 else loader
 
         def progress(done: int, total: int) -> None:
             tell({"event": "progress", "of": "validation", "done": done, "total": total})
@@ -54,13 +58,14 @@ class Validation:
         if self.step.average is not None:
             self.evaluated.load_state_dict(self.step.average.values)
         part = -(-min(recipe.batch_size, len(self.loader.split)) // group.size)
-        engine = TorchEngine(
+        whole = TorchEngine(
             self.evaluated,
             self.step.preprocessing,
             device=self.step.device.type,
             precision=self.step.precision,
             batch_shapes=(part,),
         )
+        engine = EndingEngine(body.ending(self.evaluated), self.step.device) if alone else whole
         scores = evaluate(engine, mine, progress)
         if group.size > 1 and len(self.loader.split) >= 2 * group.size:
             scores = _joined(scores, group.gather(_packed(scores)))
