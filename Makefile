@@ -23,8 +23,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two files at a time, each by a process of its own.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Long measurements; each prints a table. RESNEXT_CIFAR10 names an unpacked CIFAR-10 or the zip of it.
 bench: bench-training bench-training-step bench-loader bench-stochastic-depth bench-inference bench-layers bench-files bench-manifest bench-overfitting

@@ -7,7 +7,8 @@ settings (epochs, peak rate) and one seed; then each side's best setting with tw
 when it ends; nothing is chosen by that, and only the judged runs' tests are told. One run at a time, the two sides by
 turns; the clock of a run starts with its process. It can be stopped (Ctrl-C, SIGTERM, kill -9, --minutes) and goes on
 with the same command, also elsewhere: copy DIR, or only DIR/study.jsonl while no run is unfinished. Times of different
-types of machine are kept apart. RESNEXT_CIFAR10 names CIFAR-10 as image folders.
+types of machine are kept apart. time_to_accuracy.jsonl beside this file is what was measured until now: copy it to
+DIR/study.jsonl to go on with it. RESNEXT_CIFAR10 names CIFAR-10 as image folders.
 
 The peer is timm_training.py. Ours is `resnext train` with the recipe below, each run with an empty cache, so that
 decoding the images and building kernels count. 16 runs of at most 60 minutes: about 6 hours on two cores with bf16.
