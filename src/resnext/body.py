@@ -12,14 +12,18 @@ from resnext.layers import Network
 def classifier(network: nn.Module) -> list[str]:
     """Return the names of the modules that make logits N×K of an image's vector N×F: the last linear layer, and the
     dropout right before it where there is one."""
-    head = network.get_submodule("head")
-    last = [name for name, module in head.named_modules() if isinstance(module, nn.Linear)][-1]
-    place, _, name = f"head.{last}".rpartition(".")
+    place, _, name = f"head.{last_linear(network.get_submodule('head'))}".rpartition(".")
     siblings = list(network.get_submodule(place).named_children())
     at = [sibling for sibling, _ in siblings].index(name)
     assert at == len(siblings) - 1, f"{place}.{name} is not what ends the network"
     starts = at - 1 if at and isinstance(siblings[at - 1][1], nn.Dropout) else at
     return [f"{place}.{sibling}" for sibling, _ in siblings[starts:]]
+
+
+def last_linear(head: nn.Module) -> str:
+    """Return the name of the last linear layer of a head: the one that has a number for each class."""
+    names: list[str] = [name for name, module in head.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1]
 
 
 def ending(network: nn.Module) -> nn.Sequential:

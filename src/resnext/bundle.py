@@ -235,15 +235,19 @@ def _check_types(opened: Bundle) -> None:
         raise TypeError("classes must be distinct")
 
 
+def located(path: Path) -> Path | None:
+    """Return the directory of a bundle as `find` does, or None where there is none."""
+    places = (path, path / "model", Path(f"{path.absolute()}.old"), path / "model.old")
+    return next((place for place in places if (place / DESCRIPTION).is_file()), None)
+
+
 def find(path: Path) -> Path:
     """Return the directory of a bundle, given itself or its run; raises UserError where there is none.
 
     Where a crash left only `model.old` of a run, that one is meant.
     """
-    places = (path, path / "model", Path(f"{path.absolute()}.old"), path / "model.old")
-    for place in places:
-        if (place / DESCRIPTION).is_file():
-            return place
+    if (place := located(path)) is not None:
+        return place
     if not path.exists():
         raise UserError(f"There is no {path}. Give the directory of a run or of a bundle, as train printed it.")
     raise UserError(

@@ -14,7 +14,7 @@ from torch import nn
 from resnext import body, bundle
 from resnext.bundle import Bundle
 from resnext.data.loader import Loader
-from resnext.engine import TorchEngine
+from resnext.engine import Engine, TorchEngine
 from resnext.evaluation.metrics import Scores, evaluate
 from resnext.training.background import Background
 from resnext.training.contents import bundle_contents
@@ -46,8 +46,8 @@ class Validation:
     def validate(self, tell: Observer) -> Scores:
         """Score the present weights, or their moving average, each process on its part of the images."""
         group, recipe = self.step.group, self.planned.recipe
-        alone = self.step.takes_vectors and self.vectors is not None
-        loader = self.vectors if alone and self.vectors is not None else self.loader
+        vectors = self.vectors if self.step.takes_vectors else None
+        loader = self.loader if vectors is None else vectors
         mine = loader.for_process(group.rank, group.size) if group.size > 1 else loader
 
         def progress(done: int, total: int) -> None:
@@ -57,20 +57,26 @@ class Validation:
         group.broadcast(self.step.evaluated_weights().values())
         if self.step.average is not None:
             self.evaluated.load_state_dict(self.step.average.values)
-        part = -(-min(recipe.batch_size, len(self.loader.split)) // group.size)
-        whole = TorchEngine(
+        scores = evaluate(self._whole(recipe.batch_size) if vectors is None else self._ending(), mine, progress)
+        if group.size > 1 and len(self.loader.split) >= 2 * group.size:
+            scores = _joined(scores, group.gather(_packed(scores)))
+        refuse_too_many_unreadable(self.loader, recipe.data.max_unreadable, len(scores.skipped))
+        return scores
+
+    def _whole(self, batch_size: int) -> Engine:
+        """Return the evaluated network as an engine, in batches of one size."""
+        part = -(-min(batch_size, len(self.loader.split)) // self.step.group.size)
+        return TorchEngine(
             self.evaluated,
             self.step.preprocessing,
             device=self.step.device.type,
             precision=self.step.precision,
             batch_shapes=(part,),
         )
-        engine = EndingEngine(body.ending(self.evaluated), self.step.device) if alone else whole
-        scores = evaluate(engine, mine, progress)
-        if group.size > 1 and len(self.loader.split) >= 2 * group.size:
-            scores = _joined(scores, group.gather(_packed(scores)))
-        refuse_too_many_unreadable(self.loader, recipe.data.max_unreadable, len(scores.skipped))
-        return scores
+
+    def _ending(self) -> Engine:
+        """Return the classifier alone, from vectors, as an engine."""
+        return EndingEngine(body.ending(self.evaluated), self.step.device)
 
     def keep_best(self, scores: Scores, epoch: int) -> None:
         """Write the bundle of the present weights, beside the training that goes on."""

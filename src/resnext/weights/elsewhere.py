@@ -20,7 +20,11 @@ from resnext.weights.published import Published
 from resnext.weights.spec import Spec
 from resnext.weights.translation import Translated, has_auxiliary, translate
 
-CLASSIFIERS = ("fc.weight", "last_linear.weight", "classif.weight", "head.fc.weight", "classifier.6.weight")
+CLASSIFIERS = (
+    *("fc.weight", "last_linear.weight", "classif.weight", "classifier.6.weight"),
+    *("head.fc.weight", "head.pooled.fc.weight", "head.fc8.weight"),
+)
+"""What the last layer is called, by those who made weights and by us."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def as_bundle(spec: str) -> Path:
 
 def _classes(weights: Weights) -> int:
     """Return the number of classes of weights: the rows of their classifier."""
-    for name in (*CLASSIFIERS, "head.pooled.fc.weight", "head.fc8.weight"):
+    for name in CLASSIFIERS:
         if name in weights.tensors:
             return int(weights.tensors[name].shape[0])
     raise UserError(f"{weights.about.source} has no classifier that is known here. Take weights of a whole network.")

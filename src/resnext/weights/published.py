@@ -146,7 +146,7 @@ def _bundle_on_hub(repository: str, revision: str, source: str) -> Published:
 
 def _at_path(path: Path) -> Published:
     """Find weights in a file, a bundle or run, or a directory as a hub has it; `config.json` beside them is read."""
-    if path.is_dir() and _is_bundle(path):
+    if path.is_dir() and bundle.located(path) is not None:
         return _of_bundle(Bundle.open(path), str(path))
     if path.is_dir():
         found = next((path / name for name in FILES if (path / name).is_file()), None)
@@ -157,10 +157,6 @@ def _at_path(path: Path) -> Published:
     if config.is_file() and path.name in FILES:
         return described(path, _json(config), str(path))
     return Published(path, str(path), "", (), None, licences.of_file(path.name))
-
-
-def _is_bundle(path: Path) -> bool:
-    return any((place / bundle.DESCRIPTION).is_file() for place in (path, path / "model", path / "model.old"))
 
 
 def _of_bundle(opened: Bundle, source: str) -> Published:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from resnext import body
 from resnext.errors import UserError
 from resnext.weights.channels import adapted
 from resnext.weights.naming import NAMINGS
@@ -114,7 +115,7 @@ def _classifiers(network: nn.Module) -> Iterator[str]:
     if auxiliary is not None:
         heads += [(f"auxiliary.{name}", head) for name, head in auxiliary.named_children()]
     for place, head in heads:
-        last = [name for name, module in head.named_modules() if isinstance(module, nn.Linear)][-1]
+        last = body.last_linear(head)
         yield from (f"{place}.{last}.{tensor}" for tensor in ("weight", "bias"))
 
 
