@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Everything but the peers that benchmarks compare with.
 EXTRAS := cpu,serve,report,scale,hub,export,heif,test
 
-.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting bench-files bench-inference bench-training-step bench-layers bench-checkpoints bench-manifest bench-parity bench-transfer bench-time-to-accuracy bench-faults clean
+.PHONY: demo test lint setup docs bench bench-training bench-loader bench-stochastic-depth bench-overfitting bench-files bench-inference bench-training-step bench-layers bench-checkpoints bench-manifest bench-parity bench-weights-loading bench-transfer bench-time-to-accuracy bench-faults clean
 
 setup: $(VENV)/.ready
 
@@ -72,6 +72,9 @@ bench-time-to-accuracy: $(VENV)/.bench
 # Not a timing: weights of every network of torchvision's and timm's that is also here, and their logits on photos.
 bench-parity: setup
 	$(BIN)/python benchmarks/parity.py
+
+bench-weights-loading: setup
+	$(BIN)/python benchmarks/weights_loading.py
 
 bench-transfer: setup
 	$(BIN)/python benchmarks/transfer.py

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resnext import equivalence as equivalence
     from resnext.bundle import Bundle as Bundle
-    from resnext.catalog import create as create
     from resnext.catalog import names as list_networks
     from resnext.complexity import describe as describe
     from resnext.errors import ImageError as ImageError
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from resnext.inference.files import load as load
     from resnext.inference.optimisation import optimize as optimize
     from resnext.training.run import train as train
+    from resnext.weights.creation import create as create
 
 __version__ = "0.1.0"
 
@@ -31,7 +31,7 @@ _PLACES: dict[str, tuple[str, str | None]] = {
     "ImageError": ("resnext.errors", "ImageError"),
     "Prediction": ("resnext.inference.classifier", "Prediction"),
     "UserError": ("resnext.errors", "UserError"),
-    "create": ("resnext.catalog", "create"),
+    "create": ("resnext.weights.creation", "create"),
     "describe": ("resnext.complexity", "describe"),
     "equivalence": ("resnext.equivalence", None),
     "evaluate": ("resnext.inference.evaluation", "evaluate"),

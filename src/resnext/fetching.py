@@ -11,26 +11,27 @@ from pathlib import Path
 
 from resnext.errors import UserError
 
-TIMEOUT = 30.0
-"""Seconds that a server may stay silent."""
+SILENCE = 30.0
+"""Seconds that a server may say nothing."""
 
 ATTEMPTS = 3
 """How often a download that broke off is taken up before the user is told."""
 
 
-def fetch(url: str, target: Path, expected: str, *, algorithm: str = "md5") -> None:
+def fetch(url: str, target: Path, expected: str, *, algorithm: str = "md5", silence: float | None = None) -> None:
     """Fetch a file to `target`, whose hash in hexadecimal begins with `expected`; nothing is done where it is there.
 
-    What an earlier attempt left in `target`.part is gone on from. Raises UserError where the file cannot be had, or is
+    What an earlier attempt left in `target`.part is gone on from. A server may say nothing for `silence` seconds (None:
+    SILENCE); one that never says anything is not asked again. Raises UserError where the file cannot be had, or is
     another one.
     """
     if target.exists():
         return
     part = target.with_name(target.name + ".part")
-    reason = ""
+    reason, before = "", _size(part)
     for _ in range(ATTEMPTS):
         try:
-            received = _receive(url, part, algorithm)
+            received = _receive(url, part, algorithm, SILENCE if silence is None else silence)
         except urllib.error.HTTPError as error:
             error.close()
             reason = f"the server says {error.code} {error.reason}"
@@ -41,6 +42,8 @@ def fetch(url: str, target: Path, expected: str, *, algorithm: str = "md5") -> N
             break
         except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
             reason = str(error) or type(error).__name__
+            if isinstance(error, TimeoutError) and _size(part) == before:
+                break
         else:
             if received.startswith(expected):
                 part.rename(target)
@@ -54,12 +57,16 @@ def fetch(url: str, target: Path, expected: str, *, algorithm: str = "md5") -> N
     )
 
 
-def _receive(url: str, part: Path, algorithm: str) -> str:
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _receive(url: str, part: Path, algorithm: str, silence: float) -> str:
     """Append to `part` what the server has beyond it, or all anew; return the hash of the whole."""
     digest = hashlib.new(algorithm, usedforsecurity=algorithm != "md5")
-    have = part.stat().st_size if part.exists() else 0
+    have = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response, part.open("a+b") as file:
+    with urllib.request.urlopen(request, timeout=silence) as response, part.open("a+b") as file:
         if have and response.status == http.HTTPStatus.PARTIAL_CONTENT:
             file.seek(0)
             while piece := file.read(1 << 20):

@@ -7,72 +7,29 @@ import hashlib
 import io
 import struct
 import tarfile
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mirror_server import Mirror, serving
 from resnext import fetching
 from resnext.data.manifest import scan
 from resnext.data.named import FASHION, NAMES, SETS, NamedSet, fetch
 from resnext.errors import UserError
 
 
-@dataclass
-class Mirror:
-    """A server of files by name that can be told to misbehave."""
-
-    url: str
-    files: dict[str, bytes]
-    requests: list[tuple[str, str | None]] = field(default_factory=list)  # name, Range
-    break_after: list[int] = field(default_factory=list)  # bytes after which each next reply breaks off
-    ranges: bool = True
-    awake: threading.Event = field(default_factory=threading.Event)
-
-
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            name, asked = self.path.rpartition("/")[2], self.headers["Range"]
-            state.requests.append((name, asked))
-            state.awake.wait(10)
-            with suppress(ConnectionError):  # the client may have hung up
-                self.answer(state.files.get(name), asked if state.ranges else None)
-
-        def answer(self, content: bytes | None, asked: str | None) -> None:
-            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-            if content is None or start >= len(content):
-                self.send_error(404 if content is None else 416)
-                return
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(content) - start))
-            self.end_headers()
-            limit = state.break_after.pop(0) if state.break_after else len(content)
-            self.wfile.write(content[start:][:limit])
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    state = Mirror(f"http://127.0.0.1:{server.server_port}/some/folder/", {})
-    state.awake.set()
-    monkeypatch.setenv("RESNEXT_MIRROR", state.url)
-    monkeypatch.setenv("RESNEXT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving() as state:
+        monkeypatch.setenv("RESNEXT_MIRROR", state.url)
+        monkeypatch.setenv("RESNEXT_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield state
 
 
 def served(mirror: Mirror, name: str, files: dict[str, bytes]) -> dict[str, NamedSet]:
@@ -248,7 +205,7 @@ def test_a_missing_file_and_a_missing_server_are_said(mirror: Mirror, monkeypatc
 
 def test_a_silent_server_is_given_up(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = served(mirror, "cifar10", cifar10())
-    monkeypatch.setattr(fetching, "TIMEOUT", 0.05)
+    monkeypatch.setattr(fetching, "SILENCE", 0.05)
     mirror.awake.clear()
     assert "timed out" in message(sets)
     mirror.awake.set()

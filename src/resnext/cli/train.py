@@ -51,7 +51,7 @@ class What:
     """A name of `resnext networks`, or one of its family's grammar."""
     weights: str | None = None
     """Weights to begin with: torchvision:NAME, timm:NAME, hub:OWNER/REPO, a bundle, run or file; auto takes what suits
-    and can be had; none, as without this flag, begins with random ones."""
+    and can be had, as happens without this flag for photos where no network or recipe is named; none: random ones."""
     image_size: int | None = None
     """Side of the square the network sees, in pixels."""
     flip: Share | None = None

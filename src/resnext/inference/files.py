@@ -33,25 +33,29 @@ def load(bundle: str | Path, *, device: str = "auto", precision: str | None = No
     """
     if engine not in ENGINES:
         raise UserError(f"There is no engine {engine!r}. Choose one of {', '.join(ENGINES)}.")
-    opened = Bundle.open(_local(bundle))
-    notes: list[str] = []
+    opened, notes = _elsewhere(str(bundle)) if _is_word(bundle) else (Bundle.open(bundle), [])
     if engine == "auto" and device == "auto" and precision is None:
         optimised, why_not = stored.open(opened)
         if optimised is not None:
-            return Classifier(opened, optimised)
+            return Classifier(opened, optimised, notes)
         notes += [why_not] if why_not else []
     network = opened.build()
     eager = TorchEngine(network, opened.contents.preprocessing, device=device, precision=precision or "fp32")
     return Classifier(opened, eager, notes)
 
 
-def _local(place: str | Path) -> str | Path:
-    """Return the directory of a bundle, made of weights from elsewhere where the place is a word for some."""
-    if str(place).partition(":")[0] in spec.KINDS and not Path(place).exists():
-        from resnext.weights import elsewhere
+def _is_word(place: str | Path) -> bool:
+    """Whether a place is a word for weights made elsewhere, such as `torchvision:NAME`."""
+    return str(place).partition(":")[0] in spec.KINDS and not Path(place).exists()
 
-        return elsewhere.as_bundle(str(place))
-    return place
+
+def _elsewhere(word: str) -> tuple[Bundle, list[str]]:
+    """Return the bundle that is made of weights from elsewhere, and what a user must know before using them."""
+    from resnext.weights import elsewhere, licences
+
+    opened = Bundle.open(elsewhere.as_bundle(word))
+    warning = licences.warning(opened.contents.licence, word)
+    return opened, [warning] if warning else []
 
 
 def predict_files(

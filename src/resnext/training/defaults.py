@@ -92,7 +92,7 @@ def propose(
     `said` is what the caller decided already; it is respected in what depends on it and not proposed again.
     """
     epochs = said.get("epochs") or int(np.clip(IMAGES_SEEN / images, 15, 100))
-    budget = MINUTES * 60 * _throughput(device, said) / (3 * images * epochs)
+    budget = MINUTES * 60 * throughput(device, said) / (3 * images * epochs)
     network, image_size, why = _network_and_size(looks.side, images, budget, said)
     small = catalog.resolve(network).image_size <= SMALL_IMAGE
     batch_size = said.get("batch_size") or _batch_size(images, small, device)
@@ -152,7 +152,8 @@ def _blank(name: str, said: dict[str, Any]) -> Network:
     return network
 
 
-def _throughput(device: str, said: dict[str, Any]) -> float:
+def throughput(device: str, said: dict[str, Any]) -> float:
+    """Return a first guess of the multiply-adds a second of training here, forward and backward as three forwards."""
     if device in MACS_OF_DEVICE:
         return MACS_OF_DEVICE[device]
     fast = machine.has_fast_bfloat16() and said.get("machine", {}).get("precision", "auto") in ("auto", "bf16")

@@ -15,7 +15,7 @@ from resnext.data import check, named
 from resnext.data.manifest import Manifest, scan
 from resnext.engine import choose_device
 from resnext.errors import UserError
-from resnext.training import defaults, distributed, imbalance, journal, owner, pretrained, recipe
+from resnext.training import automatic, defaults, distributed, imbalance, journal, owner, pretrained, recipe
 from resnext.training.distributed import ALONE, Group
 from resnext.training.journal import Observer
 from resnext.training.recipe import Recipe
@@ -148,8 +148,12 @@ def _scaled(complete: Recipe, processes: int) -> tuple[Recipe, str]:
 def _complete(manifest: Manifest, said: dict[str, Any], *, from_file: bool) -> tuple[Recipe, list[str]]:
     """Fill in what the caller left open; what a file leaves out of a section that it has is off."""
     split = manifest.split("train")
-    device = choose_device(said.get("machine", {}).get("device", "auto"))
-    proposal, reasons = defaults.propose(len(split), len(manifest.classes), defaults.sample(split), device, said)
+    device, looks = choose_device(said.get("machine", {}).get("device", "auto")), defaults.sample(split)
+    reasons: list[str] = []
+    if automatic.is_asked(said) or automatic.serve(said, looks, from_file=from_file):
+        said, reasons = automatic.choose(said, len(split), device)
+    proposal, why_these = defaults.propose(len(split), len(manifest.classes), looks, device, said)
+    reasons += why_these
     if said.get("transfer", {}).get("weights"):
         proposal, why = pretrained.fine_tuned(proposal, said, len(split))
         reasons.append(why)

@@ -11,14 +11,10 @@ from resnext import durable
 from resnext.errors import UserError
 from resnext.training import recipe as recipes
 from resnext.training.recipe import Recipe
-from resnext.weights import architectures, elsewhere, licences, published
-from resnext.weights.published import Published
+from resnext.weights import elsewhere, licences, published
 from resnext.weights.spec import Spec
 
 AUTO, NONE = "auto", "none"
-
-CANDIDATES = ("torchvision:resnext50_32x4d", "torchvision:resnet50", "torchvision:resnet18")
-"""What `auto` takes, the first that is in a cache, or else the first that can be fetched."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +26,11 @@ class Defaults:
     transfer: dict[str, Any]
     learning_rate: float
     """For batches of 32."""
+
+    def head_epochs(self, epochs: int) -> int:
+        """Return how many of so many epochs are the classifier's alone: of fewer than proposed at most half."""
+        proposed = int(self.transfer["head_epochs"])
+        return proposed if epochs >= self.epochs else min(proposed, epochs // 2)
 
 
 # Few images cannot move millions of weights anywhere good: the fewer, the more stays as it came.
@@ -44,19 +45,19 @@ def resolve(said: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return what the caller said with the weights that it means, and what to tell the user of them.
 
     Network, options, image size and preprocessing are those that the weights were published with, where the caller did
-    not say. Nothing is changed where no weights are wanted. Raises UserError where they cannot be had.
+    not say. Nothing is changed where no weights are wanted, or it is not yet said which. Raises UserError where they
+    cannot be had.
     """
     wanted = said.get("transfer", {}).get("weights", "")
-    if not wanted or wanted == NONE:
-        return {**said, "transfer": {**said.get("transfer", {}), "weights": ""}} if wanted else said, []
-    about, notes = _automatic(said.get("network")) if wanted == AUTO else (published.find(Spec.parse(wanted)), [])
-    if about is None:
-        return {**said, "transfer": {**said["transfer"], "weights": ""}}, notes
-    found = elsewhere.opened(about, said.get("network"))
+    if wanted == NONE:
+        return {**said, "transfer": {**said["transfer"], "weights": ""}}, []
+    if wanted in ("", AUTO):
+        return said, []
+    found = elsewhere.opened(published.find(Spec.parse(wanted)), said.get("network"))
     proposal: dict[str, Any] = {
         "network": found.network,
         "options": found.options,
-        "data": _data(found),
+        "data": _data(found, said.get("data", {})),
     }
     filled = {
         "weights": found.about.source,
@@ -65,8 +66,7 @@ def resolve(said: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     }
     merged = recipes.merge(proposal, said, {"transfer": filled})
     warning = [found.warning] if found.warning else []
-    notes.append(f"Begins with the weights of {found.about.source}.")
-    return merged, [*warning, *notes]
+    return merged, [*warning, f"Begins with the weights of {found.about.source}."]
 
 
 def as_recorded(said: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
@@ -81,26 +81,24 @@ def as_recorded(said: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any
     return {**said, "transfer": {**said["transfer"], "weights": used}}
 
 
-def _data(found: elsewhere.Weights) -> dict[str, Any]:
-    return found.preprocessing.to_dict()
+def _data(found: elsewhere.Weights, said: dict[str, Any]) -> dict[str, Any]:
+    """Return what is done to images before these weights, for the size and the channels that the caller may have said.
+
+    At another size the crop keeps its share of the resized image. Another number of channels is normalised by the mean
+    of those that the weights know.
+    """
+    data = found.preprocessing.to_dict()
+    if size := said.get("image_size"):
+        data["resize"] = round(data["resize"] * size / data["image_size"])
+    if (channels := said.get("channels", data["channels"])) != data["channels"]:
+        for name in ("mean", "std"):
+            data[name] = [round(sum(data[name]) / len(data[name]), 4)] * channels
+    return data
 
 
-def _automatic(network: str | None) -> tuple[Published | None, list[str]]:
-    """Return the best weights that are here or can be fetched, for a network where the caller named one."""
-    specs = [Spec.parse(text) for text in CANDIDATES]
-    if network is not None:
-        names = [name for name, ours in architectures.OURS["torchvision"].items() if ours == network]
-        specs = [Spec("torchvision", name) for name in names]
-        if not specs:
-            return None, [f"There are no weights for {network} that are known here: it begins with random ones."]
-    for spec in specs:
-        if published.is_here(spec):
-            return published.find(spec), [f"Chosen as they are in the cache: {spec}."]
-    try:
-        return published.find(specs[0]), [f"Chosen and fetched: {specs[0]}."]
-    except UserError as error:
-        reason = str(error).splitlines()[0]
-        return None, [f"No weights are in the cache, and none can be fetched ({reason}). It begins with random ones."]
+def suiting(images: int) -> Defaults:
+    """Return the defaults of fine-tuning on so many images."""
+    return next(each for each in DEFAULTS if images <= each.images)
 
 
 def fine_tuned(proposal: dict[str, Any], said: dict[str, Any], images: int) -> tuple[dict[str, Any], str]:
@@ -108,10 +106,10 @@ def fine_tuned(proposal: dict[str, Any], said: dict[str, Any], images: int) -> t
 
     What the caller said stays in force; of fewer epochs than proposed at most half are the classifier's alone.
     """
-    suits = next(each for each in DEFAULTS if images <= each.images)
+    suits = suiting(images)
     batch_size = said.get("batch_size", proposal["batch_size"])
     epochs = said.get("epochs", suits.epochs)
-    transfer = {**suits.transfer, "head_epochs": min(suits.transfer["head_epochs"], epochs // 2)}
+    transfer = {**suits.transfer, "head_epochs": suits.head_epochs(epochs)}
     rate = float(f"{suits.learning_rate * batch_size / 32:.3g}")
     changed = {"epochs": epochs, "transfer": transfer, "optimizer": {"learning_rate": rate}, "label_smoothing": 0.1}
     chosen = {**transfer, **said.get("transfer", {})}
@@ -135,10 +133,6 @@ def load(network: nn.Module, recipe: Recipe) -> list[str]:
             f"{found.about.source} is another file than when this run was planned.\n"
             "Put that one back, or start a new run with another --out."
         )
-    translated = found.into(network, new_classes=True)
-    problems = network.load_state_dict(translated.tensors, strict=False)
-    assert set(problems.missing_keys) == set(translated.replaced), problems
-    assert not problems.unexpected_keys, problems
-    if not translated.replaced:
+    if not found.load_into(network, new_classes=True):
         return []
     return ["The classifier is new: the weights' own is for other classes."]

@@ -9,16 +9,13 @@ from torch import Tensor
 def adapted(weight: Tensor, channels: int) -> Tensor:
     """Return the first convolution's weight, out×C×h×w, for images of so many channels.
 
-    One channel gets the sum over all: a grey image then gives what it gave in C equal channels. More than C channels
-    get the weights in turn, each divided by how often it occurs, with the same effect. Fewer than C but more than one
-    do not occur with images.
+    A grey image gives in them what it gave in C equal channels. Of fewer channels each gets the sum over those that it
+    stands for, taken in turn: one the sum over all. More than C get the weights in turn, each divided by how often it
+    occurs.
     """
     before = weight.shape[1]
-    if channels == before:
-        return weight
-    if channels == 1:
-        return weight.sum(1, keepdim=True)
-    assert channels > before, (channels, before)
+    if channels <= before:
+        return torch.stack([weight[:, place::channels].sum(1) for place in range(channels)], dim=1)
     source = torch.arange(channels) % before
     times = torch.bincount(source, minlength=before)
     return weight[:, source] / times[source].view(1, -1, 1, 1)

@@ -49,9 +49,28 @@ class Weights:
         side = catalog.resolve(self.network).image_size
         return Preprocessing(image_size=side, resize=round(side / 0.875), rounding="torchvision")
 
+    @property
+    def num_classes(self) -> int:
+        """The number of classes: the rows of the classifier. Raises UserError where there is none."""
+        for name in CLASSIFIERS:
+            if name in self.tensors:
+                return int(self.tensors[name].shape[0])
+        raise UserError(f"{self.about.source} has no classifier that is known here. Take weights of a whole network.")
+
     def into(self, network: nn.Module, *, new_classes: bool = False) -> Translated:
         """Return the tensors as the state of a network; raises UserError where they do not fit."""
         return translate(self.tensors, network, source=self.about.source, new_classes=new_classes)
+
+    def load_into(self, network: nn.Module, *, new_classes: bool = False) -> tuple[str, ...]:
+        """Put the tensors in a network; return the names of those of a classifier for other classes, which stay fresh.
+
+        Raises UserError where they do not fit; then the network is as it was.
+        """
+        translated = self.into(network, new_classes=new_classes)
+        problems = network.load_state_dict(translated.tensors, strict=False)
+        assert set(problems.missing_keys) == set(translated.replaced), problems
+        assert not problems.unexpected_keys, problems
+        return translated.replaced
 
 
 def find(spec: str, network: str | None = None) -> Weights:
@@ -86,7 +105,7 @@ def build(weights: Weights) -> tuple[nn.Module, Contents]:
     """Return the network with these weights, without auxiliary classifiers, and what a bundle tells of it."""
     import torch
 
-    count = _classes(weights)
+    count = weights.num_classes
     with torch.device("meta"):
         network = catalog.create(weights.network, num_classes=count, **weights.options)
     network.load_state_dict(weights.into(network).tensors, assign=True)
@@ -118,14 +137,6 @@ def as_bundle(spec: str) -> Path:
     if not (place / bundles.DESCRIPTION).is_file():
         write(opened(about), place)
     return place
-
-
-def _classes(weights: Weights) -> int:
-    """Return the number of classes of weights: the rows of their classifier."""
-    for name in CLASSIFIERS:
-        if name in weights.tensors:
-            return int(weights.tensors[name].shape[0])
-    raise UserError(f"{weights.about.source} has no classifier that is known here. Take weights of a whole network.")
 
 
 def write(weights: Weights, out: Path) -> Bundle:

@@ -25,6 +25,8 @@ def warning(licence: str, source: str) -> str:
     """Return what a user is told before weights are used that may not be used commercially; else nothing."""
     if not FORBIDS_SALE.search(licence):
         return ""
+    if licence.endswith("."):
+        return licence  # a bundle's, which says so itself
     return f"The weights of {source} may not be used commercially (licence {licence}), nor what is trained from them."
 
 

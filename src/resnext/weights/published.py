@@ -23,6 +23,9 @@ INCEPTION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """Mean and deviation for weights from TensorFlow; torchvision's GoogLeNet and Inception-v3 turn its usual inputs into
 inputs with these, by an option that goes with their weights."""
 
+SILENCE = 4.0
+"""Seconds that a server may say nothing: who has no network is to know it soon."""
+
 CONFIG = "config.json"
 FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -59,12 +62,14 @@ def find(spec: Spec) -> Published:
     return _at_path(Path(spec.name).expanduser())
 
 
-def is_here(spec: Spec) -> bool:
-    """Whether torchvision's weights of a name are in its cache, without looking elsewhere."""
+def cached(spec: Spec) -> Spec | None:
+    """Return torchvision's weights of a name that are in its cache, its default ones first, or None."""
     from torchvision.models import get_model_weights
 
-    assert spec.kind == "torchvision", spec
-    return any(_cached(each.url).exists() for each in get_model_weights(spec.name))
+    assert (spec.kind, spec.tag) == ("torchvision", ""), spec
+    listed = get_model_weights(spec.name)
+    every = [listed["DEFAULT"], *listed]
+    return next((Spec(spec.kind, spec.name, each.name) for each in every if _cached(each.url).exists()), None)
 
 
 def _cached(url: str) -> Path:
@@ -118,7 +123,7 @@ def _download(url: str, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         wanted = f"{mirror.rstrip('/')}/{file.name}" if mirror else url
-        fetching.fetch(wanted, file, match[1], algorithm="sha256")
+        fetching.fetch(wanted, file, match[1], algorithm="sha256", silence=SILENCE)
     except UserError as error:
         raise UserError(f"{error}\nOr fetch it on another machine and place it at {file}.") from error
     durable.sync_path(file.parent)
