@@ -35,7 +35,7 @@ def execute(place: Path, command: list[str]) -> str:
 
 
 def test_the_readme_has_both_kinds() -> None:
-    assert [kind for kind, _ in BLOCKS] == ["python", "sh", "sh", "sh"]
+    assert [kind for kind, _ in BLOCKS] == ["python", "sh", "sh", "sh", "sh"]
 
 
 def test_python(photos: Path) -> None:
@@ -47,6 +47,9 @@ def test_commands(photos: Path) -> None:
     text = "".join(text for kind, text in BLOCKS if kind == "sh")
     # The defaults train, tune and time for as long as suits the data; here a moment is enough.
     text = text.replace("train photos/", "train photos/ --epochs 2")
+    text = text.replace(
+        "--networks resnet18,resnet34 --seeds 6", "--networks cifar_resnet8,cifar_plain8 --seeds 1 --epochs 1"
+    )
     text = text.replace("optimize runs/photos", "optimize runs/photos --minutes 0.05")
     text = text.replace("openvino\n", "openvino --batch 1 --rounds 1 --seconds 0.1\n")
     out = execute(photos, ["bash", "-ec", text])
@@ -56,6 +59,8 @@ def test_commands(photos: Path) -> None:
     assert "torch eager fp32 NCHW" in out
     assert (photos / "runs" / "photos" / "model" / "engines" / "engine.json").is_file()
     assert (photos / "runs" / "two" / "model" / "bundle.json").is_file()
+    assert "resnext50_32x4d" in out
+    assert (photos / "runs" / "study" / "index.html").is_file()
     assert (photos / "runs" / "benchmark-photos" / "benchmark.png").is_file()
 
 

@@ -8,8 +8,10 @@ from resnext import __version__
 from resnext.cli import (
     benchmark,
     check,
+    compare,
     demo,
     describe,
+    design,
     embed,
     evaluate,
     networks,
@@ -36,6 +38,8 @@ app.command(verify.verify)
 app.command(weights.weights)
 app.command(embed.embed)
 app.command(check.check)
+app.command(design.design)
+app.command(compare.compare)
 app.command(optimize.optimize)
 app.command(benchmark.benchmark)
 app.command(demo.demo)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
 
+from resnext.cli.lists import names, numbers
 from resnext.cli.output import Output, note, print_json, print_table
 from resnext.cli.progress import Display
 from resnext.errors import UserError
@@ -86,9 +87,9 @@ def benchmark(
 
     plan = race.Plan(
         what,
-        against=_names(field.against),
-        precisions=None if field.precision is None else _names(field.precision),
-        batches=_numbers(field.batch),
+        against=names(field.against),
+        precisions=None if field.precision is None else names(field.precision),
+        batches=tuple(sorted(numbers("batch", field.batch))),
         threads=field.threads,
         **vars(effort),
         **vars(images),
@@ -131,14 +132,3 @@ def _show(done: Race, folder: Path, output: Output) -> None:
         return
     print_table(report.COLUMNS, report.table(done), right=report.RIGHT)
     note(f"{report.INPUTS}\nAll figures: {shlex.quote(str(place))}")
-
-
-def _names(given: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in given.split(",") if name.strip())
-
-
-def _numbers(given: str) -> tuple[int, ...]:
-    try:
-        return tuple(sorted({int(number) for number in _names(given)}))
-    except ValueError:
-        raise UserError(f"--batch {given!r} is no list of batch sizes. Write it like 1,16.") from None

@@ -1,0 +1,1 @@
+"""Networks of equal complexity: which there are, and which of them learns best."""
