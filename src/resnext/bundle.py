@@ -32,7 +32,7 @@ MEAN_IMAGE = "mean_image.safetensors"
 CARD = "README.md"
 OWN_HASH = "description_sha256"
 KEYS = ("schema", "identity", "network", "classes", "channels", "preprocessing", "recipe", "results", "licence",
-        "software", "machine", "files")  # fmt: skip
+        "software", "machine", "files", "calibration")  # fmt: skip
 ENGINES = "engines"
 ENGINE = "engine.json"
 
@@ -48,6 +48,14 @@ class Contents:
     recipe: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     licence: str = "The weights are yours: they were trained here from random initial values."
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """`temperature`, by which logits are divided for probabilities, `thresholds` by wanted precision, and on what
+    `data` both were fitted; empty where they were not."""
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by for probabilities."""
+        return float(self.calibration.get("temperature", 1.0))
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ class Bundle:
                 recipe=raw["recipe"],
                 results=raw["results"],
                 licence=raw["licence"],
+                calibration=raw.get("calibration", {}),
             )
             opened = cls(place, contents, raw["identity"], raw["files"], raw["software"], raw["machine"])
             _check_types(opened)
@@ -231,6 +240,8 @@ def _check_types(opened: Bundle) -> None:
     tables = [contents.options, contents.recipe, contents.results, opened.files, opened.software, opened.machine]
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(table, dict) for table in tables):
         raise TypeError("a field is of the wrong kind")
+    if not isinstance(contents.calibration, dict) or not contents.temperature > 0:
+        raise TypeError("the temperature is none")
     if not contents.classes or len(set(contents.classes)) < len(contents.classes):
         raise TypeError("classes must be distinct")
 
@@ -298,6 +309,8 @@ def write(
             "machine": machine.description(),
             "files": files,
         }
+        if contents.calibration:
+            description["calibration"] = contents.calibration
         description[OWN_HASH] = _description_hash(description)
         (beside / DESCRIPTION).write_text(
             json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -101,7 +101,7 @@ class Setup:
     def arguments(self, place: Path, *flags: str) -> list[str]:
         """Return the words after `resnext` that train it in `place`."""
         file = self.folder / f"{self.name}.toml"
-        return ["train", str(self.photos), f"--recipe={file}", f"--out={place}", "--json", *flags]
+        return ["train", str(self.photos), f"--recipe={file}", f"--out={place}", "--json", "--no-report", *flags]
 
     def changed(self, name: str, **sections: Any) -> Setup:
         """Return this setup with other values in its recipe, under another name."""

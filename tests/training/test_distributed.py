@@ -34,7 +34,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(photos: Path, out: Path, processes: int, *, restarts: int = 0, **fields: Any) -> list[str]:
     """Return a command line that trains with so many processes; one needs no torchrun."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**FIELDS, **fields}.items()]
-    train = ["-m", "resnext", "train", str(photos), f"--out={out}", "--json", *flags]
+    train = ["-m", "resnext", "train", str(photos), f"--out={out}", "--json", "--no-report", *flags]
     if processes == 1:
         return [sys.executable, *train]
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]

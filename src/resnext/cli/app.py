@@ -14,6 +14,7 @@ from resnext.cli import (
     design,
     embed,
     evaluate,
+    explain,
     networks,
     optimize,
     predict,
@@ -37,6 +38,7 @@ app.command(describe.describe)
 app.command(verify.verify)
 app.command(weights.weights)
 app.command(embed.embed)
+app.command(explain.explain)
 app.command(check.check)
 app.command(design.design)
 app.command(compare.compare)

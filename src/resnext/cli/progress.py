@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 WORTH_TELLING = 20  # seconds
+SMOOTHING = 0.95  # of the loss that is shown beside the bar
 
 
 class Display:
@@ -23,6 +24,9 @@ class Display:
         self.progress: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
         self.steps_left: int | None = None
+        self.loss: float | None = None
+        self.speed = 0.0
+        self.validated = ""
 
     def __enter__(self) -> Display:
         if self.console.is_terminal:
@@ -93,6 +97,20 @@ class Display:
         if "training" not in self.tasks:
             self.first_step = event["step"]
         self.bar("training", event["step"] - self.first_step + 1, self.steps_left)
+        self._show_live(event)
+
+    def _show_live(self, event: dict[str, Any]) -> None:
+        """Put loss, rate, speed and the last validation beside the bar."""
+        seconds = event["data_seconds"] + event["compute_seconds"] + event["update_seconds"]
+        speed = event["images"] / max(seconds, 1e-9)
+        if self.loss is None:
+            self.loss, self.speed = event["loss"], speed
+        self.loss = SMOOTHING * self.loss + (1 - SMOOTHING) * event["loss"]
+        self.speed = SMOOTHING * self.speed + (1 - SMOOTHING) * speed
+        if self.progress is not None and "training" in self.tasks:
+            rate = f"rate {event['learning_rate']:.2g}"
+            live = f"epoch {event['epoch'] + 1}  loss {self.loss:.3f}  {rate}  {self.speed:.0f} img/s{self.validated}"
+            self.progress.update(self.tasks["training"], description=live)
 
     def _show_note(self, event: dict[str, Any]) -> None:
         self.say(event["text"])
@@ -106,6 +124,7 @@ class Display:
         self.say(f"Left out: {event['path']}: {event['error']}.")
 
     def _show_epoch(self, event: dict[str, Any]) -> None:
+        self.validated = f"  top-1 {event['top1']:.3f}"
         self.say(
             f"Epoch {event['epoch'] + 1:3d}  loss {event['train_loss']:.3f}  validation {_loss(event['loss'])}, "
             f"top-1 {event['top1']:.4f}{' (best)' if event['best'] else '':7s}  {event['images_a_second']:.0f} img/s"

@@ -29,6 +29,8 @@ class Place:
     auto_resume: Annotated[bool, Parameter(negative="")] = False
     """Go on where --out holds a run, begin where it does not, and leave a finished one as it is: for jobs that are
     started again by themselves."""
+    report: bool = True
+    """Write a page of the run, report/index.html, when it ends."""
 
 
 @Parameter(name="*")
@@ -136,6 +138,8 @@ def train(
         result = _train(data, recipe, instead.folds, place, fields, display)
     if result is None:
         return
+    if "bundle" in result and place.report:
+        _report(Path(result["run"]))
     if output.json:
         print_json(result)
     elif "bundle" in result:
@@ -143,6 +147,16 @@ def train(
     else:
         low, high = result["top1_interval"]
         note(f"Mean top-1 of {instead.folds} folds: {result['top1']:.4f} (95 % interval {low:.4f} to {high:.4f}).")
+
+
+def _report(run: Path) -> None:
+    """Write the page of a run; that it cannot be drawn here loses nothing else."""
+    from resnext.inference.reporting import report_run
+
+    try:
+        note(f"The report is {report_run(run)[0]}")
+    except UserError as why:
+        note(f"There is no report: {why}")
 
 
 def _find_learning_rate(data: str, recipe: str | None, place: Place, fields: dict[str, Any], output: Output) -> None:

@@ -24,7 +24,7 @@ class Scores:
 
     `labels`, `predicted`: class indices; `probability`: of the predicted class; `place`: how many classes were
     ranked above the true one; `losses`: −log probability of the true class, in nats. `notes` say what to know
-    of the data, and `views` which views of each image were scored.
+    of the data, and `views` which views of each image were scored. `logits` N×K are kept where they are asked for.
     """
 
     classes: tuple[str, ...]
@@ -37,6 +37,7 @@ class Scores:
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     views: Views = CENTRE
+    logits: np.ndarray | None = None
 
     @property
     def images(self) -> int:
@@ -89,16 +90,23 @@ class Scores:
 
 
 def evaluate(
-    engine: Engine, loader: Loader, progress: Callable[[int, int], None] | None = None, *, views: Views = CENTRE
+    engine: Engine,
+    loader: Loader,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    views: Views = CENTRE,
+    keep_logits: bool = False,
 ) -> Scores:
     """Score an engine on a loader's split, read in order, on the centre crops or other views.
 
-    `progress(done, total)` is called after every batch. Views at `scales` need an engine that takes images of any
-    size, a `DenseEngine`. Raises UserError where no image could be read.
+    `progress(done, total)` is called after every batch. `keep_logits` keeps what the engine put out. Views at `scales`
+    need an engine that takes images of any size, a `DenseEngine`. Raises UserError where no image could be read.
     """
-    split, rows = loader.split, []
+    split, rows, kept = loader.split, [], list[np.ndarray]()
     for indices, logits in outputs(engine, loader, views):
         rows.append((indices, *score_batch(logits, loader.labels[indices])))
+        if keep_logits:
+            kept.append(logits.astype(np.float32))
         if progress is not None:
             progress(int(indices[-1]) + 1, len(split))
     if not rows:
@@ -114,6 +122,7 @@ def evaluate(
         losses=losses,
         skipped=tuple((str(split.path(index)), why) for index, why in sorted(loader.unreadable.items())),
         views=views,
+        logits=np.concatenate(kept) if keep_logits else None,
     )
 
 

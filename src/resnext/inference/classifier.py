@@ -88,11 +88,17 @@ class Classifier:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which optimised engine runs and how it was proved, or why it does not; nothing where the bundle has none.
+        """How probabilities were calibrated; which optimised engine runs and how it was proved, or why it does not.
 
         An engine opens its files when it is first used, so the last word is spoken after the first image.
         """
-        return (*self._notes, self.engine.note) if isinstance(self.engine, StoredEngine) else self._notes
+        notes = list(self._notes)
+        if self.bundle.contents.calibration:
+            fitted = self.bundle.contents.calibration.get("data", "other images")
+            notes.append(
+                f"Probabilities are calibrated: temperature {self.bundle.contents.temperature:.2f}, fitted on {fitted}."
+            )
+        return (*notes, self.engine.note) if isinstance(self.engine, StoredEngine) else tuple(notes)
 
     @cached_property
     def network(self) -> torch.nn.Module:
@@ -126,6 +132,17 @@ class Classifier:
         vectors = embedder(self).engine(pixels)
         return vectors[0] if isinstance(images, Picture) else vectors
 
+    def threshold(self, precision: float) -> float:
+        """Return the probability from which on answers were right as often as `precision` on the bundle's own images.
+
+        Raises UserError where the bundle has none for that precision.
+        """
+        known = self.bundle.contents.calibration.get("thresholds", {})
+        if f"{precision:g}" not in known:
+            there = f"It has {', '.join(known)}." if known else "It has none: it was not calibrated."
+            raise UserError(f"{self.bundle.path} has no threshold for a precision of {precision:g}. {there}")
+        return float(known[f"{precision:g}"]["threshold"])
+
     def _classify(self, pictures: Sequence[Picture], top: int | None) -> list[Prediction]:
         if not pictures:
             return []
@@ -152,8 +169,8 @@ class Classifier:
         return read_image(picture, channels=channels, enough=self.preprocessing.enough if self.scaled else None)
 
     def rank(self, logits: np.ndarray, names: Sequence[str | None], top: int | None) -> list[Prediction]:
-        """Turn logits N×K into predictions; `names` are the images' paths, or None."""
-        order, shares = rank(logits, top)
+        """Turn logits N×K into predictions, by the bundle's temperature; `names` are the images' paths, or None."""
+        order, shares = rank(logits.astype(np.float64) / self.bundle.contents.temperature, top)
         predictions = []
         for name, row, values in zip(names, order, shares, strict=True):
             ranked = tuple((self.classes[index], float(share)) for index, share in zip(row, values, strict=True))

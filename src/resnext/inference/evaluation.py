@@ -10,7 +10,7 @@ from resnext.data.manifest import Manifest, scan
 from resnext.errors import UserError
 from resnext.evaluation import metrics
 from resnext.evaluation.metrics import Scores
-from resnext.evaluation.views import DenseEngine, Views
+from resnext.evaluation.views import CENTRE, DenseEngine, Views
 from resnext.inference.classifier import Classifier
 from resnext.inference.engines.stored import StoredEngine
 from resnext.inference.files import load, reader
@@ -40,14 +40,31 @@ def evaluate(
         raise UserError(f"--max-unreadable {max_unreadable} is no share. Give a number from 0 to 1.")
     views = Views(crops, tuple(scales))
     classifier = load(bundle, device=device, precision=precision)
+    dense = {"device": device, "precision": precision or "fp32"}
+    return score(classifier, data, views=views, dense=dense, max_unreadable=max_unreadable, progress=progress)
+
+
+def score(
+    classifier: Classifier,
+    data: str | Path,
+    *,
+    views: Views = CENTRE,
+    dense: dict[str, str] | None = None,
+    max_unreadable: float = 0.01,
+    keep_logits: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Score a classifier as `evaluate` does a bundle; `keep_logits` keeps its logits in `Scores.logits`.
+
+    `dense` says on which device and in which precision whole images at several scales run.
+    """
     views.check_scales(classifier.preprocessing.image_size)
     manifest = scan(data, purpose="evaluate", classes=classifier.classes)
     split = manifest.split("test")
     engine = classifier.engine
     if views.scales:
-        dense = {"device": device, "precision": precision or "fp32"}
-        engine = DenseEngine(classifier.network, classifier.preprocessing, **dense)
-    scores = metrics.evaluate(engine, reader(classifier, split), progress, views=views)
+        engine = DenseEngine(classifier.network, classifier.preprocessing, **(dense or {}))
+    scores = metrics.evaluate(engine, reader(classifier, split), progress, views=views, keep_logits=keep_logits)
     if len(scores.skipped) > max_unreadable * len(split):
         path, why = scores.skipped[0]
         raise UserError(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def bundle_contents(planned: Plan, preprocessing: Preprocessing, results: dict[str, Any]) -> bundle.Contents:
     """Return what the run's bundle says of itself, with these results."""
     licence = planned.recipe.transfer.licence
-    origin = {"licence": f"{licence} They were trained further here."} if licence else {}
+    origin: dict[str, Any] = {"licence": f"{licence} They were trained further here."} if licence else {}
     return bundle.Contents(
         **origin,
         network=planned.recipe.network,

@@ -7,14 +7,16 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from resnext import durable
+from resnext.journals import Event, read
 
-Event = dict[str, Any]
+__all__ = ["Event", "Journal", "Observer", "ignore", "is_finished", "progress", "read"]
+
 Observer = Callable[[Event], None]
 FLUSH_SECONDS = 1.0
 
@@ -81,18 +83,6 @@ class Journal:
     ) -> None:
         self.sync()
         self._file.close()
-
-
-def read(path: Path) -> Iterator[Event]:
-    """Yield the events of a journal; a last line that a crash cut short is left out."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                event = json.loads(line)
-            except (json.JSONDecodeError, RecursionError):
-                continue
-            if isinstance(event, dict) and "event" in event and type(event.get("step", 0)) is int:
-                yield event
 
 
 def is_finished(path: Path) -> bool:

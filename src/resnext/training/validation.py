@@ -15,6 +15,7 @@ from resnext import body, bundle
 from resnext.bundle import Bundle
 from resnext.data.loader import Loader
 from resnext.engine import Engine, TorchEngine
+from resnext.evaluation import calibration
 from resnext.evaluation.metrics import Scores, evaluate
 from resnext.training.background import Background
 from resnext.training.contents import bundle_contents
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from resnext.training.step import TrainingStep
 
 GOLDEN_IMAGES = 8
+IMAGES_TO_CALIBRATE, MISTAKES_TO_CALIBRATE = 100, 10
+PRECISIONS = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+"""Wanted ones, for which thresholds are kept."""
+
 COLUMNS = ("labels", "predicted", "probability", "place", "losses")
 
 
@@ -95,10 +100,12 @@ class Validation:
         """Score the kept bundle on validation in fp32, through its own engine, and record that in it."""
         kept = Bundle.open(self.planned.model)
         engine = TorchEngine(kept.build(), kept.contents.preprocessing, device=self.planned.recipe.machine.device)
-        results = self._results(evaluate(engine, self.loader), "fp32", epoch)
+        scores = evaluate(engine, self.loader, keep_logits=True)
+        results = self._results(scores, "fp32", epoch)
+        contents = bundle_contents(self.planned, self.step.preprocessing, results)
         bundle.write(
             self.planned.model,
-            bundle_contents(self.planned, self.step.preprocessing, results),
+            replace(contents, calibration=calibrated(scores)),
             kept.read(bundle.WEIGHTS),
             self._golden(engine),
         )
@@ -118,6 +125,29 @@ class Validation:
                 pixels = batch.pixels[:GOLDEN_IMAGES]
                 return pixels, engine(pixels)
         raise AssertionError("validation was scored, so it has images")
+
+
+def calibrated(scores: Scores) -> dict[str, Any]:
+    """Return a temperature and thresholds fitted on validation images, or nothing where these are too few to tell.
+
+    A network without mistakes gives no measure of how sure it may be.
+    """
+    assert scores.logits is not None
+    if scores.images < IMAGES_TO_CALIBRATE or int((scores.place != 0).sum()) < MISTAKES_TO_CALIBRATE:
+        return {}
+    temperature = calibration.fit_temperature(scores.logits, scores.labels)
+    shares = calibration.softmax(scores.logits, temperature)
+    thresholds = {
+        f"{wanted:g}": found
+        for wanted in PRECISIONS
+        if (found := calibration.threshold_for(scores.labels, shares, wanted)) is not None
+    }
+    return {
+        "temperature": temperature,
+        "thresholds": thresholds,
+        "images": scores.images,
+        "data": "the validation images of its run",
+    }
 
 
 def _packed(scores: Scores) -> bytes:
