@@ -38,6 +38,14 @@ def create(
     if found.warning:
         warnings.warn(found.warning, stacklevel=2)
     count = found.num_classes if num_classes is None else num_classes
-    network = catalog.create(name, num_classes=count, in_channels=in_channels, **{**found.options, **options})
-    found.load_into(network, new_classes=num_classes is not None)
+    chosen = {**found.options, **options}
+    if count == found.num_classes:
+        import torch
+
+        with torch.device("meta"):  # no weights are drawn only to be thrown away
+            network = catalog.create(name, num_classes=count, in_channels=in_channels, **chosen)
+        network.load_state_dict(found.into(network).tensors, assign=True)
+        return network
+    network = catalog.create(name, num_classes=count, in_channels=in_channels, **chosen)
+    found.load_into(network, new_classes=True)
     return network

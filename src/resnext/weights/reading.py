@@ -7,12 +7,12 @@ file without a name.
 
 from __future__ import annotations
 
-import mmap
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import Tensor
 
@@ -48,9 +48,9 @@ def _safe(path: Path) -> dict[str, Tensor]:
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load
+    from safetensors.torch import load_file
 
-    with path.open("rb") as file, tempfile.TemporaryFile() as result:
+    with path.open("rb") as file, _nameless() as result:
         line = [sys.executable, "-I", str(Path(__file__).with_name("child.py")), str(result.fileno())]
         options: dict[str, Any] = {"pass_fds": (result.fileno(),), "timeout": SECONDS}
         try:
@@ -59,9 +59,16 @@ def _pickled(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path} is not read: that took more than {SECONDS:.0f} s.") from error
         if told.returncode:
             raise UserError(f"{path} is not read: {_reason(told)}.\nTake the weights as a {SAFE} file.")
-        with mmap.mmap(result.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            tensors: dict[str, Tensor] = load(content[:])
-            return tensors
+        # The file has no name, but each process that has it open has one for it.
+        tensors: dict[str, Tensor] = load_file(f"/dev/fd/{result.fileno()}")
+        return tensors
+
+
+def _nameless() -> IO[bytes]:
+    """Return a new file without a name: in memory where the system has such files, which is faster than a disk."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("tensors"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _reason(told: subprocess.CompletedProcess[str]) -> str:
