@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CRASH_AT = "RESNEXT_CRASH_AT"
 _passed: Counter[str] = Counter()
@@ -51,6 +56,15 @@ def write_bytes(path: Path, data: bytes) -> None:
         crash_point("bytes-settled")
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table to `path` as Parquet, as `write_bytes` does."""
+    import pyarrow.parquet as pq
+
+    content = io.BytesIO()
+    pq.write_table(table, content)
+    write_bytes(path, content.getvalue())
 
 
 def is_beside(name: str) -> bool:

@@ -7,6 +7,7 @@ import io
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from resnext import machine
 from resnext.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,18 +20,31 @@ MISSING = "Reports need matplotlib and jinja2. Install them: pip install 'resnex
 
 
 def render(package: str, template: str, **values: Any) -> str:
-    """Return a template of a package, filled in, with the style of all pages as `style`; what is filled in is escaped.
+    """Return a page: a template of a package in the frame of all pages; what is filled in is escaped.
 
-    Raises UserError where jinja2 is not installed.
+    Besides what is given, it has `style`, and in words `made_on`, this machine, and `made_with`, its software. Raises
+    UserError where jinja2 is not installed.
     """
     try:
         import jinja2
     except ImportError:
         raise UserError(MISSING) from None
-    text = resources.files(package).joinpath(template).read_text(encoding="utf-8")
-    style = resources.files("resnext").joinpath("page.css").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return page.from_string(text).render(style=style, **values)
+    names = {"frame.html": "resnext", "page.css": "resnext", template: package}
+    texts = {name: resources.files(owner).joinpath(name).read_text("utf-8") for name, owner in names.items()}
+    about = machine.description()
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader(texts),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(
+        style=texts["page.css"],
+        made_on=f"{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB",
+        made_with=", ".join(f"{name} {version}" for name, version in machine.software().items()),
+        **values,
+    )
 
 
 def figure(width: float, height: float) -> Figure:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from resnext.cli.lists import names, numbers
 from resnext.cli.output import Output, note, print_json, print_table
 from resnext.cli.progress import Display
-from resnext.cli.train import How, On, Share
+from resnext.cli.train import How, Images, On
 from resnext.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,22 +56,12 @@ class Asked:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Alike:
+class Alike(Images):
     """What is the same for all."""
 
     recipe: str | None = None
     """A recipe file, or the name of one of this package's recipes; flags win over it. What is left open is chosen as
     for the reference, and then the same for all."""
-    image_size: int | None = None
-    """Side of the square the network sees, in pixels."""
-    flip: Share | None = None
-    """Probability of mirroring an image in training."""
-    validation: Share | None = None
-    """Share of the training images that is set aside for validation where there is no val/; one cut for all trials."""
-    max_unreadable: Share | None = None
-    """Share of images that may be unreadable; they are named and left out."""
-    cache_gib: float | None = None
-    """Decoded pixels are kept, for all trials together, where they fit this many GiB."""
 
 
 @Parameter(name="*")

@@ -14,8 +14,6 @@ from resnext.cli.output import Output, note, print_json
 from resnext.cli.progress import Display
 from resnext.errors import UserError
 
-Share = float
-
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -46,7 +44,24 @@ class Instead:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class What:
+class Images:
+    """What is done to images."""
+
+    image_size: int | None = None
+    """Side of the square the network sees, in pixels."""
+    flip: float | None = None
+    """Probability of mirroring an image in training; 0 where left and right matter."""
+    validation: float | None = None
+    """Share of the training images that is set aside for validation where there is no val/."""
+    max_unreadable: float | None = None
+    """Share of images that may be unreadable; they are named and left out."""
+    cache_gib: float | None = None
+    """Decoded pixels are kept in the user's cache directory where they fit this many GiB; 0 keeps none."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class What(Images):
     """What is trained on what. Everything left out is chosen for the data and the machine, and said."""
 
     network: str | None = None
@@ -54,16 +69,6 @@ class What:
     weights: str | None = None
     """Weights to begin with: torchvision:NAME, timm:NAME, hub:OWNER/REPO, a bundle, run or file; auto takes what suits
     and can be had, as happens without this flag for photos where no network or recipe is named; none: random ones."""
-    image_size: int | None = None
-    """Side of the square the network sees, in pixels."""
-    flip: Share | None = None
-    """Probability of mirroring an image in training; 0 where left and right matter."""
-    validation: Share | None = None
-    """Share of the training images that is set aside for validation where there is no val/."""
-    max_unreadable: Share | None = None
-    """Share of images that may be unreadable; they are named and left out."""
-    cache_gib: float | None = None
-    """Decoded pixels are kept in the user's cache directory where they fit this many GiB; 0 keeps none."""
 
 
 @Parameter(name="*")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -88,17 +87,13 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write a Parquet file, safely; `read` is the way back."""
-        import pyarrow.parquet as pq
-
         about = {
             "root": str(self.root),
             "classes": self.classes,
             "ignored": self.ignored,
             "notes": self.notes,
         }
-        file = io.BytesIO()
-        pq.write_table(self.table.replace_schema_metadata({"resnext": json.dumps(about)}), file)
-        durable.write_bytes(path, file.getvalue())
+        durable.write_table(path, self.table.replace_schema_metadata({"resnext": json.dumps(about)}))
 
     @classmethod
     def read(cls, path: str | Path) -> Manifest:

@@ -25,10 +25,9 @@ OWN = ("network", "options", "seed")
 
 @dataclass(frozen=True)
 class Question:
-    """What is compared how often: as in `study.Plan`. `reference` None is the first candidate."""
+    """What is compared how often: as in `study.Plan`."""
 
     seeds: int = 3
-    reference: str | None = None
     measure: Measure | None = None
     training_error: bool = False
     rates: tuple[float, ...] = ()
@@ -68,21 +67,21 @@ def begin(
 ) -> Study:
     """Write the plan of a study and its one cut of the data into a new directory.
 
-    `recipe` and `fields` are as for `resnext.train`; what they leave open is chosen as for the reference, and then the
-    same for all. Raises UserError where the directory is taken, and for what `train` would refuse of any candidate.
+    The first candidate is the reference. `recipe` and `fields` are as for `resnext.train`; what they leave open is
+    chosen as for the reference, and then the same for all. Raises UserError where the directory is taken, and for what
+    `train` would refuse of any candidate.
     """
     if place.exists() and any(place.iterdir()):
         what = "a study: go on with --resume" if (place / PLAN).is_file() else "something else"
         raise UserError(f"{place} holds {what}, or choose another --out.")
     if not candidates:
         raise UserError("There is no candidate. Name networks, or what they are to be like.")
-    reference = question.reference or next(iter(candidates))
+    reference = next(iter(candidates))
     given = dict(fields or {})
     said = merge_said(recipe, given)
     share, seed = said.get("data", {}).get("validation", 0.1), said.get("seed", 0)
     manifest = scan(data, purpose="train", seed=seed, validation=share, progress=journal.progress(observer))
-    one = candidates.get(reference)
-    complete = _complete(data, place, manifest, recipe, given, one or next(iter(candidates.values())))
+    complete = _complete(data, place, manifest, recipe, given, candidates[reference])
     made = Plan(
         data=str(Path(data).expanduser().resolve()) if Path(data).expanduser().exists() else data,
         reference=reference,

@@ -15,11 +15,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from resnext.design.conduct import Tell, failure, started
+from resnext.design.conduct import Tell, failure, log_of, started, stopped
 from resnext.design.study import Study, Trial
 from resnext.errors import UserError
 from resnext.training import owner, stopping
-from resnext.training.stopping import Interrupted
 
 if sys.platform != "win32":
     import fcntl
@@ -47,7 +46,7 @@ def conduct(study: Study, tell: Tell, address: str, cores: int | None = None) ->
                 tell({"event": "trial", "trial": trial.name, "number": number + 1, "of": len(due)})
             while running:
                 if asked:
-                    raise Interrupted(asked[0], f"Stopped. What was saved is in {study.place}; go on with --resume.")
+                    raise stopped(study, asked[0])
                 done, _ = ray.wait(list(running), timeout=POLL)
                 for each in done:
                     _finish(ray, each, study, running.pop(each), tell)
@@ -59,21 +58,17 @@ def _finish(ray: Any, task: Any, study: Study, trial: Trial, tell: Tell) -> None
     except ray.exceptions.RayError as error:
         raise UserError(f"{trial.name} was lost: {str(error).splitlines()[0]}. Go on with --resume.") from error
     if code:
-        place = study.place_of(trial)
-        raise UserError(failure(trial, code, place.with_name(place.name + ".log")))
+        raise failure(study, trial, code)
     tell({"event": "finished", "trial": trial.name, "outcome": study.outcome(trial)})
 
 
 def _carry_out(place: str, name: str, cores: int) -> int:
     """Train one trial on the machine that Ray chose; return its exit code."""
-    log = Path(place) / "trials" / f"{name}.log"
-    log.parent.mkdir(exist_ok=True)
-    with claimed(cores) as numbers:
-        line = [sys.executable, "-m", "resnext.design.trial", place, name]
-        with started(line, log, {"OMP_NUM_THREADS": str(cores)}) as process:
-            if numbers and hasattr(os, "sched_setaffinity"):
-                os.sched_setaffinity(process.pid, numbers)
-            return process.wait()
+    log_of(Path(place), name).parent.mkdir(exist_ok=True)
+    with claimed(cores) as numbers, started(Path(place), name, {"OMP_NUM_THREADS": str(cores)}) as process:
+        if numbers and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(process.pid, numbers)
+        return process.wait()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from resnext.design.study import Study, Trial
+from resnext import journals
+from resnext.design.study import TRIALS, Study, Trial
 from resnext.errors import UserError
 from resnext.training import owner, stopping
 from resnext.training.stopping import Interrupted
@@ -42,33 +42,31 @@ def train(study: Study, trial: Trial, asked: list[int], tell: Tell) -> None:
     place = study.place_of(trial)
     place.mkdir(parents=True, exist_ok=True)
     follower = Follower(place / "journal.jsonl")
-    log = place.with_name(place.name + ".log")
-    with started([sys.executable, "-m", "resnext.design.trial", str(study.place), trial.name], log) as process:
-        while process.poll() is None:
-            if asked:
-                process.terminate()
-                process.wait()
-                raise Interrupted(asked[0], f"Stopped. What was saved is in {study.place}; go on with --resume.")
+    with started(study.place, trial.name) as process:
+        while process.poll() is None and not asked:
             time.sleep(POLL)
             for event in follower.new():
                 tell({**event, "trial": trial.name})
+        if asked and process.poll() is None:
+            process.terminate()
     for event in follower.new():
         tell({**event, "trial": trial.name})
     if asked:
-        raise Interrupted(asked[0], f"Stopped. What was saved is in {study.place}; go on with --resume.")
+        raise stopped(study, asked[0])
     if process.returncode:
-        raise UserError(failure(trial, process.returncode, log))
+        raise failure(study, trial, process.returncode)
     assert study.outcome(trial) is not None, trial
 
 
 @contextmanager
-def started(
-    line: list[str], log: Path, environment: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that writes what it says to a file, and that is asked to stop when this block or process ends."""
-    with log.open("ab") as file:
+def started(place: Path, name: str, environment: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a trial of a study in a process of its own, which is asked to stop when this block or process ends.
+
+    What it says is written to its log, beside its run.
+    """
+    with log_of(place, name).open("ab") as file:
         process = subprocess.Popen(
-            line,
+            [sys.executable, "-m", "resnext.design.trial", str(place), name],
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=file,
@@ -80,17 +78,29 @@ def started(
     finally:
         assert process.stdin is not None
         process.stdin.close()
-        if process.poll() is None:
-            process.wait()
+        process.wait()
 
 
-def failure(trial: Trial, code: int, log: Path) -> str:
-    """Return what a user is told of a trial that failed."""
+def log_of(place: Path, name: str) -> Path:
+    """Return the file with what a trial's processes said."""
+    return place / TRIALS / f"{name}.log"
+
+
+def stopped(study: Study, number: int) -> Interrupted:
+    """Return what a study ends with that was asked to stop by a signal."""
+    return Interrupted(number, f"Stopped. What was saved is in {study.place}; go on with --resume.")
+
+
+def failure(study: Study, trial: Trial, code: int) -> UserError:
+    """Return what a user is told of a trial that ended with an exit code."""
+    log = log_of(study.place, trial.name)
     said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     if code == 2:
-        return f"{trial.name}: " + "\n".join(said[-2:])
+        return UserError(f"{trial.name}: " + "\n".join(said[-2:]))
     last = said[-1][:200] if said else "it said nothing"
-    return f"{trial.name} ended with {code}: {last}\nAll that it said is in {log}. Mend that, and go on with --resume."
+    return UserError(
+        f"{trial.name} ended with {code}: {last}\nAll that it said is in {log}. Mend that, and go on with --resume."
+    )
 
 
 class Follower:
@@ -114,8 +124,5 @@ class Follower:
             content = file.read()
         whole = content.rfind(b"\n") + 1
         self.offset += whole
-        for line in content[:whole].splitlines():
-            if b'"epoch"' in line[:40]:
-                event = json.loads(line)
-                if event.get("event") == "epoch":
-                    yield event
+        lines = content[:whole].decode("utf-8", errors="replace").splitlines()
+        yield from (event for event in journals.events(lines) if event["event"] == "epoch")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import statistics as medians
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from resnext import complexity, durable
+from resnext import complexity, durable, journals
 from resnext.data.manifest import Manifest
 from resnext.design import statistics
 from resnext.design.statistics import Difference, Mean
 from resnext.design.study import MANIFEST, Study, Trial
-from resnext.training import journal
 
 WARM_UP = 3
 """Steps at the beginning of a run whose times say nothing of the others."""
@@ -90,14 +88,13 @@ def results(study: Study) -> list[Result]:
 
 
 def _result(study: Study, trial: Trial, told: dict[str, Any]) -> Result:
-    events = list(journal.read(study.place_of(trial) / "journal.jsonl"))
-    epochs = {event["epoch"]: event for event in events if event["event"] == "epoch"}
+    events = list(journals.read(study.place_of(trial) / "journal.jsonl"))
     steps = [event for event in events if event["event"] == "step"]
     seconds = [
         (event["compute_seconds"] + event["update_seconds"]) / event["images"]
         for event in steps[min(WARM_UP, len(steps) - 1) :]
     ]
-    ordered = [epochs[number] for number in sorted(epochs)]
+    ordered = journals.epochs(events)
     return Result(
         candidate=trial.candidate,
         seed=trial.seed,
@@ -166,8 +163,5 @@ def _summary(
 def write_parquet(found: Sequence[Result], file: Path) -> None:
     """Write one row a trial."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([each.to_dict() for each in found]), content)
-    durable.write_bytes(file, content.getvalue())
+    durable.write_table(file, pa.Table.from_pylist([each.to_dict() for each in found]))

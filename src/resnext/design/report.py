@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnext import durable, machine, pages
+from resnext import durable, pages
 from resnext.design import figures, words
 from resnext.design.outcomes import Result, Summary, results, summaries, write_parquet
 from resnext.design.study import Study
@@ -43,7 +43,7 @@ def write(study: Study) -> list[Path]:
 
 def page(study: Study, found: Sequence[Result], summed: Sequence[Summary]) -> str:
     """Return the page; raises UserError where jinja2 or matplotlib is not installed."""
-    plan, about = study.plan, machine.description()
+    plan = study.plan
     return pages.render(
         "resnext.design",
         "page.html",
@@ -51,7 +51,6 @@ def page(study: Study, found: Sequence[Result], summed: Sequence[Summary]) -> st
         done=len(found),
         wanted=len(study.counted()),
         data=plan.data,
-        machine=f"{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB",
         question=words.question(plan),
         verdicts=words.verdicts(plan, summed),
         columns=words.COLUMNS,
@@ -60,7 +59,6 @@ def page(study: Study, found: Sequence[Result], summed: Sequence[Summary]) -> st
         trial_columns=TRIALS,
         trials=[_trial(each) for each in found],
         plan=plan.to_toml(),
-        software=", ".join(f"{name} {version}" for name, version in machine.software().items()),
     )
 
 

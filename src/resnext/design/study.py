@@ -12,7 +12,6 @@ import math
 import re
 import tomllib
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -187,11 +186,6 @@ class Study:
         optimizer = {"learning_rate": trial.learning_rate}
         own = {"network": one.network, "options": one.options, "seed": trial.seed, "epochs": trial.epochs}
         return recipes.merge(self.plan.recipe, {**own, "optimizer": optimizer})
-
-    @cached_property
-    def is_begun(self) -> bool:
-        """Whether a trial was begun."""
-        return any((self.place / TRIALS).glob("*/recipe.toml"))
 
     def stages(self) -> list[list[Trial]]:
         """Return the trials in the order in which they are due, as far as outcomes say which they are.

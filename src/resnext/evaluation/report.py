@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnext import durable, machine, pages
+from resnext import durable, pages
 from resnext.data.preprocessing import Preprocessing
 from resnext.evaluation import calibration, measures, sections
 from resnext.evaluation.metrics import Scores
 from resnext.evaluation.slices import Slice
 from resnext.layers import Network
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 PAGE, MEASURES, PREDICTIONS = "index.html", "measures.json", "predictions.parquet"
 
@@ -77,7 +79,7 @@ def write(evaluated: Evaluated, folder: Path) -> list[Path]:
     """
     page = render(evaluated)
     durable.make_directory(folder)
-    durable.write_bytes(folder / PREDICTIONS, predictions(evaluated))
+    durable.write_table(folder / PREDICTIONS, predictions(evaluated))
     durable.write_text(folder / MEASURES, json.dumps(evaluated.measures, ensure_ascii=False, allow_nan=False) + "\n")
     durable.write_text(folder / PAGE, page)
     return [folder / name for name in (PAGE, MEASURES, PREDICTIONS)]
@@ -85,9 +87,6 @@ def write(evaluated: Evaluated, folder: Path) -> list[Path]:
 
 def render(evaluated: Evaluated) -> str:
     """Return the page."""
-    about = machine.description()
-    place = f"{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB"
-    software = ", ".join(f"{name} {version}" for name, version in machine.software().items())
     return pages.render(
         "resnext.evaluation",
         "page.html",
@@ -95,20 +94,18 @@ def render(evaluated: Evaluated) -> str:
         summary=sections.summary(evaluated),
         figures_of_merit=sections.figures_of_merit(evaluated),
         sections=[asdict(each) for each in sections.every(evaluated)],
-        footer=f"Made on {place}, with {software}.",
     )
 
 
-def predictions(evaluated: Evaluated) -> bytes:
-    """Return one row an image as Parquet: path, label, predicted, probability, whether right, the label's own
+def predictions(evaluated: Evaluated) -> pa.Table:
+    """Return one row an image: path, label, predicted, probability, whether right, the label's own
     probability, and the loss without the temperature."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     scores, shares = evaluated.scores, evaluated.probabilities
     rows = np.arange(scores.images)
     names = np.array(scores.classes, dtype=object)
-    table = pa.table(
+    return pa.table(
         {
             "path": pa.array(scores.paths, pa.string()),
             "label": pa.array(names[scores.labels], pa.string()),
@@ -119,6 +116,3 @@ def predictions(evaluated: Evaluated) -> bytes:
             "loss": scores.losses.astype(np.float32),
         }
     )
-    file = io.BytesIO()
-    pq.write_table(table, file)
-    return file.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from PIL import Image
 from resnext.errors import UserError, did_you_mean
 from resnext.evaluation import explain
 from resnext.inference.classifier import Classifier, Unreadable
-from resnext.inference.files import as_split, files_of, reader
+from resnext.inference.files import Output, outputs
 
 if TYPE_CHECKING:
     from resnext.layers import Network
@@ -66,33 +66,17 @@ def explain_files(
             f"The network knows no class {label!r}.{did_you_mean(label, classifier.classes)} "
             "`resnext describe BUNDLE` lists them."
         )
-    split = as_split(classifier, [file for path in paths for file in files_of(path)])
-    loader = reader(classifier, split)
-    following = 0
-    for batch in loader.sequential():
-        logits = classifier.engine(batch.pixels) if len(batch.indices) else None
-        for row, index in enumerate(batch.indices.tolist()):
-            yield from _unreadable(loader, following, index)
-            assert logits is not None
-            yield _explained(classifier, batch.pixels[row], logits[row], str(split.path(index)), method, label)
-            following = index + 1
-    yield from _unreadable(loader, following, len(split))
+    for one in outputs(classifier, paths):
+        yield one if isinstance(one, Unreadable) else _explained(classifier, one, method, label)
 
 
-def _explained(
-    classifier: Classifier, pixels: NDArray[np.uint8], logits: np.ndarray, path: str, method: Method, label: str | None
-) -> Explanation:
-    best = classifier.rank(logits[None], [path], 1)[0]
+def _explained(classifier: Classifier, seen: Output, method: Method, label: str | None) -> Explanation:
+    best = classifier.rank(seen.logits[None], [seen.path], 1)[0]
     shown = label or best.label
     target = classifier.classes.index(shown)
     if method == "occlusion":
-        heat = explain.occlusion(classifier.engine, classifier.preprocessing, pixels, target)
+        heat = explain.occlusion(classifier.engine, classifier.preprocessing, seen.pixels, target)
     else:
         network = cast("Network", classifier.network)
-        heat = explain.grad_cam(network, classifier.preprocessing, pixels[None], np.array([target]))[0]
-    return Explanation(path, best.label, best.probability, shown, pixels, heat)
-
-
-def _unreadable(loader: Any, start: int, stop: int) -> Iterator[Unreadable]:
-    for index in range(start, stop):
-        yield Unreadable(str(loader.split.path(index)), loader.unreadable[index])
+        heat = explain.grad_cam(network, classifier.preprocessing, seen.pixels[None], np.array([target]))[0]
+    return Explanation(seen.path, best.label, best.probability, shown, seen.pixels, heat)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,25 @@ def predict_files(
     """
     if top is not None and top < 1:
         raise UserError(f"--top {top} ranks nothing. Give 1 or more.")
+    for one in outputs(classifier, paths):
+        yield one if isinstance(one, Unreadable) else classifier.rank(one.logits[None], [one.path], top)[0]
+
+
+@dataclass(frozen=True)
+class Output:
+    """An image file as the network sees it, uint8 S×S×C, and its logits K."""
+
+    path: str
+    pixels: np.ndarray
+    logits: np.ndarray
+
+
+def outputs(classifier: Classifier, paths: Sequence[str | Path]) -> Iterator[Output | Unreadable]:
+    """Run files, and the images below folders, through a classifier's engine, in order.
+
+    A file that does not exist or cannot be read gives an Unreadable in its place. Raises UserError for a folder
+    without images.
+    """
     split = as_split(classifier, [file for path in paths for file in files_of(path)])
     loader = reader(classifier, split)
     following = 0
@@ -76,7 +96,7 @@ def predict_files(
         for row, index in enumerate(batch.indices.tolist()):
             yield from _unreadable(loader, following, index)
             assert logits is not None
-            yield classifier.rank(logits[row : row + 1], [str(split.path(index))], top)[0]
+            yield Output(str(split.path(index)), batch.pixels[row], logits[row])
             following = index + 1
     yield from _unreadable(loader, following, len(split))
 

@@ -135,7 +135,7 @@ def described(classifier: Classifier, scores: Scores, data: str, found: Sequence
         temperature=contents.temperature,
         temperature_from=str(contents.calibration.get("data", "")),
         counts=_counts(Manifest.read(run / "manifest.parquet")) if has_run else {},
-        epochs=_epochs(run / "journal.jsonl") if has_run else (),
+        epochs=journals.epochs(journals.read(run / "journal.jsonl")) if has_run else (),
         slices=tuple(found),
         recipe=(run / "recipe.toml").read_text(encoding="utf-8") if has_run else "",
         facts={
@@ -155,12 +155,6 @@ def _counts(manifest: Manifest) -> dict[str, list[int]]:
     splits = {told: manifest.split(name) for name, told in names.items()}
     classes = len(manifest.classes)
     return {name: np.bincount(split.labels, minlength=classes).tolist() for name, split in splits.items() if len(split)}
-
-
-def _epochs(journal: Path) -> list[dict[str, Any]]:
-    """Return what the journal says of each epoch, the last word where it says it twice."""
-    told = {event["epoch"]: event for event in journals.read(journal) if event["event"] == "epoch"}
-    return [told[number] for number in sorted(told)]
 
 
 def report_run(run: Path) -> list[Path]:
